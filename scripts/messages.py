@@ -31,7 +31,7 @@ _PARTS_OF = {
     ),
     "datasets": (
         "Why a record, a name or a file is refused",
-        "The second half of a message of exit 2, which says what to do, or the reason in `dropped.jsonl` why a record is not in the trainer's list. Such records are lost by what was published; nothing is to be done.",
+        "The second half of a message of exit 2, which says what to do, or the reason in `dropped.jsonl` why a record is not in the trainer's list: such records are lost by what was published, and nothing is to be done. What begins with `no --ids` or names a choice is a line at the start of a run.",
     ),
     "engine": (
         "Parts of messages about jobs and outputs",
@@ -39,7 +39,7 @@ _PARTS_OF = {
     ),
     "fetch": (
         "Why an image was not fetched",
-        "In column `detail` of the ledger, or behind the name of a file that is read by ranges. The failure kind says what helps (see *Failure kinds*).",
+        "In column `detail` of the ledger, or behind the name of a file that is read by ranges. The failure kind says what helps (see *Failure kinds*). What speaks of this machine, its name servers or a proxy is the first half of a message of exit 4.",
     ),
     "model": (
         "Parts of messages and of advice",
@@ -119,6 +119,9 @@ _HELPS = {
     "worker_crashed": "the body is kept in `quarantine/` of the state folder, for inspection",
 }
 _WHAT_TO_DO = {
+    "{usage_message}": "correct the command; the help that it names lists what there is",
+    "is required, not '{value}'": "give one",
+    "is less than the minimum": "give a larger number",
     "is not among the targets": "correct the name, or name the target, too",
     "does not take {ids}": "leave out `--ids`",
     "there is no run in {out}: {job}": "give the folder that a run writes to, not its state folder",

@@ -85,6 +85,7 @@ def work(path: "a type of words", error, names):
     few = f"all {names} names"
     part = f"some of {path} and of {names} fit"
     call_at(5, _log.info, _DONE)
+    complain(f"{what} is of no use here", ExitCode.WRONG_COMMAND)
     if names is None:
         raise TypeError(f"give names, not {path} of any kind")
     raise OwnError("this machine is" f" full: {error.strerror or error}")
@@ -104,6 +105,7 @@ def work(path: "a type of words", error, names):
         ("ConfigurationError", "{encode} received takes no {limit}, but {reason}"),
         ("store", "some of {path} and of {names} fit"),
         ("info", "all of it is done"),
+        ("ConfigurationError", "{what} is of no use here"),
         ("misuse", "give names, not {path} of any kind"),
         ("`empty`", "not one of {size} bytes"),
     }

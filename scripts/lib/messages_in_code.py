@@ -13,15 +13,19 @@ _MIN_WORDS_OF_PARTS = 4
 _MISUSE = frozenset({"RuntimeError", "TypeError"})
 MISUSE_GROUP = "misuse"
 _BUGS = frozenset({"AssertionError", "AttributeError", "NotImplementedError"})
-_FIELD_ERROR = "InvalidFieldError"  # made by `invalid`, of a template that is given to it, or is called `template`
-_TEMPLATE = "template"
+_FIELD_ERROR = "InvalidFieldError"  # made by `invalid`, of a template that is given to it, or has a name of these
+_TEMPLATES = frozenset({"template", "_VALIDATION_MESSAGES"})
+_QUOTED = re.compile(r"\{(\w+)!r\}")
+_WRONG_COMMAND = "ExitCode.WRONG_COMMAND"
 _FIELD = re.compile(r"\{\{(\w+)\}\}")
 _FIELD_SET_TO = re.compile(r"\{(\w+):(\{?\w+\}?)\}")
 _FINDINGS = "verify"  # in this package even the shortest text is no part, but what is wrong with a file
 _LEVELS = {"info": "info", "warning": "warning", "error": "error", "exception": "error", "log": "info or warning"}
 _HELP = re.compile(r"(?:typer\.(?:Option|Argument)|Option|_\w*Option|_NoRowEffect|_Permission|_Summary)\Z")
 _HELP_FIELDS = frozenset({"help", "summary", "epilog", "description", "metavar", "unset"})
-_HELP_FUNCTIONS = frozenset({"add_help", "_also_retried", "_default_text", "format_help_text", "format_options"})
+_HELP_FUNCTIONS = frozenset(
+    {"__repr__", "add_help", "_also_retried", "_default_text", "format_help_text", "format_options"}
+)
 _NOT_SAID = frozenset({"_EXHAUSTION_MESSAGES", "_STEPS", "_load_rich"})  # recognised, of help, or drawn nowhere
 _LEGACY = re.compile(r"_?LEGACY_")  # texts of earlier versions, which are only recognised
 _TYPING = frozenset({"TypeVar", "cast"})  # their texts are annotations
@@ -161,7 +165,7 @@ class Texts(ast.NodeVisitor):
         if group and self._is_long_enough(group, words, text) and not _NO_SENTENCE.match(text):
             if group == _FIELD_ERROR:
                 group = self._errors.get(group, group)
-                text = _FIELD.sub(r"{\1}", _FIELD_SET_TO.sub(r"{\1} \2", text))
+                text = _QUOTED.sub(r"'{\1}'", _FIELD.sub(r"{\1}", _FIELD_SET_TO.sub(r"{\1} \2", text)))
             self.messages.add(Message(group, self._module, " ".join(text.split())))
 
     def _is_long_enough(self, group: str, words: str, text: str) -> bool:
@@ -194,13 +198,13 @@ class Texts(ast.NodeVisitor):
 
     def _group_of_assignment(self, name: str) -> str | None:
         """What a text is that a name stands for, if the name says it."""
-        return _FIELD_ERROR if name == _TEMPLATE else self._logged.get(name)
+        return _FIELD_ERROR if name in _TEMPLATES else self._logged.get(name)
 
     def _group_of_call(self, call: ast.Call) -> str | None:
         """What the texts of a call are; None if the call does not say."""
         called = ast.unparse(call.func)
         name = called.rpartition(".")[2]
-        if name == "invalid":
+        if name == "invalid" or any(ast.unparse(value) == _WRONG_COMMAND for value in call.args):
             return _FIELD_ERROR
         if name in _MISUSE or (name == "ValueError" and self._function() == "__post_init__"):
             return MISUSE_GROUP

@@ -262,6 +262,31 @@ def test_a_repair_that_leaves_too_few_rows_is_undone(job: Job) -> None:
     assert files_of(job) == before
 
 
+def _loop(path: Path) -> None:
+    path.unlink()
+    path.symlink_to(path.name)
+
+
+def _make_folder(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+@pytest.mark.parametrize(("name", "harm"), [("part-00001.pkl", _loop), ("part-00000.count", _make_folder)])
+def test_a_file_that_cannot_be_read_is_not_lost(
+    job: Job, own_origin: Origin, name: str, harm: Callable[[Path], object], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its disk may be at fault, so the run stops, and asks for nothing; status says so."""
+    ledgers, requests = _ledgers_of(job), own_origin.requests()
+    harm(Path(job.out, name))
+    for call in (lambda: run(job), lambda: retry(job.out)):
+        with pytest.raises(ResourceError, match=rf"cannot read the shards of .*{name}.*run the same command again"):
+            call()
+    assert (_ledgers_of(job), own_origin.requests()) == (ledgers, requests)
+    assert main(["status", job.out]) == 0
+    assert "its shards can't be read" in capsys.readouterr().out
+
+
 def test_only_a_whole_run_makes_a_lost_shard_again(job: Job, own_origin: Origin) -> None:
     """A retry, and processes that share the shards, say so and ask for nothing."""
     Path(job.out, "part-00001.pkl").unlink()

@@ -2,8 +2,9 @@
 
 import logging
 import pickle
+import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -184,6 +185,108 @@ def test_images_kept_for_a_retry_are_not_fetched_again(tmp_path: Path, urls: Url
     assert files_of(job) == before
 
 
+def _stopping_at_the_last(shards: int) -> Backends:
+    commits = iter(range(1, shards))
+
+    async def commit(commit: Commit) -> ShardCounts:
+        if next(commits, None) is None:
+            raise ResourceError("full")
+        return await THREADS.commit(commit)
+
+    return Backends(THREADS.open_transcoder, commit)
+
+
+def _ledgers_of(job: Job) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in OutputLayout(Path(job.out)).ledgers.iterdir()}
+
+
+def _move_away(job: Job, names: Iterable[str], folder: Path) -> None:
+    folder.mkdir()
+    for path in (Path(job.out, f"{name}{suffix}") for name in names for suffix in (".pkl", ".count")):
+        path.rename(folder / path.name)
+
+
+def _put_back(job: Job, folder: Path) -> None:
+    for path in folder.iterdir():
+        path.rename(Path(job.out, path.name))
+
+
+def test_a_copy_can_be_put_back_after_a_repair_has_begun(job: Job, own_origin: Origin, tmp_path: Path) -> None:
+    """Rows that an interrupted repair could not make again are there again, and so is what a retry needs."""
+    before, ledgers, layout = files_of(job), _ledgers_of(job), OutputLayout(Path(job.out))
+    kept = {path.name: path.read_bytes() for path in layout.kept_for_retry("").parent.iterdir()}
+    for again in (job, replace(job, fetch=BLOCKED)):
+        _move_away(job, ["part-00001"], tmp_path / "copy")
+        with pytest.raises(ResourceError):
+            run(again, backends=_stopping_at_the_last(3))
+        assert _ledgers_of(job) != ledgers
+        _put_back(job, tmp_path / "copy")
+        (tmp_path / "copy").rmdir()
+        requests = own_origin.requests()
+        report = run(job)
+        assert own_origin.requests() == requests
+        assert (files_of(job), _ledgers_of(job)) == (before, ledgers)
+        assert (report.totals.ok, report.totals.rows) == (IMAGES - 2, IMAGES - 2)
+        assert {path.name: path.read_bytes() for path in layout.kept_for_retry("").parent.iterdir()} == kept
+        assert not layout.added.exists() or not list(layout.added.iterdir())
+        assert not layout.before_repair.exists()
+    assert retry(job.out).retried == 1
+
+
+def test_a_part_of_a_copy_can_be_put_back(job: Job, tmp_path: Path) -> None:
+    """Of two lost shards one comes back after their rows have become failures; its rows are there again."""
+    job = replace(job, out=str(tmp_path / "three"), world_size=3)
+    total = run(job).totals.rows
+    rows = {name: len(rows_in(Path(job.out, f"{name}.pkl"))) for name in ("part-00000", "part-00001")}
+    for name in rows:
+        _move_away(job, [name], tmp_path / name)
+    with pytest.raises(ResourceError):
+        run(replace(job, fetch=BLOCKED), backends=_stopping_at_the_last(3))
+    _put_back(job, tmp_path / "part-00000")
+    report = run(replace(job, fetch=BLOCKED))
+    assert report.totals.rows == len(read_rows(job)) == total - rows["part-00001"]
+    assert run_check(Check(job.out, processes=1)).problems == ()
+    assert not OutputLayout(Path(job.out)).before_repair.exists()
+
+
+def test_a_repair_that_leaves_too_few_rows_is_undone(job: Job) -> None:
+    """Nothing has changed then, so the images can be fetched when their servers are back."""
+    before, ledgers = files_of(job), _ledgers_of(job)
+    for path in Path(job.out).glob("*.pkl"):
+        path.write_bytes(b"")
+    for _ in range(2):
+        with pytest.raises(ConfigurationError, match=r"0 rows are too few .* nothing was changed: put back a copy"):
+            run(replace(job, fetch=BLOCKED))
+        assert _ledgers_of(job) == ledgers
+    run(job)
+    assert files_of(job) == before
+
+
+def _loop(path: Path) -> None:
+    path.unlink()
+    path.symlink_to(path.name)
+
+
+def _make_folder(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+@pytest.mark.parametrize(("name", "harm"), [("part-00001.pkl", _loop), ("part-00000.count", _make_folder)])
+def test_a_file_that_cannot_be_read_is_not_lost(
+    job: Job, own_origin: Origin, name: str, harm: Callable[[Path], object], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its disk may be at fault, so the run stops, and asks for nothing; status says so."""
+    ledgers, requests = _ledgers_of(job), own_origin.requests()
+    harm(Path(job.out, name))
+    for call in (lambda: run(job), lambda: retry(job.out)):
+        with pytest.raises(ResourceError, match=rf"cannot read the shards of .*{name}.*run the same command again"):
+            call()
+    assert (_ledgers_of(job), own_origin.requests()) == (ledgers, requests)
+    assert main(["status", job.out]) == 0
+    assert "its shards can't be read" in capsys.readouterr().out
+
+
 def test_only_a_whole_run_makes_a_lost_shard_again(job: Job, own_origin: Origin) -> None:
     """A retry, and processes that share the shards, say so and ask for nothing."""
     Path(job.out, "part-00001.pkl").unlink()
@@ -286,3 +389,43 @@ def test_a_repair_can_be_killed_at_any_moment(tmp_path: Path, source: CoyoSource
         made = requests_since(own_origin, requests)
         assert made.keys() == urls
         assert sum(made.values()) <= len(urls) + 8 * kills  # of what was in flight when it was killed
+
+
+@pytest.mark.slow
+def test_the_undoing_of_a_repair_can_be_killed_at_any_moment(tmp_path: Path, source: CoyoSource) -> None:
+    """Killed at one file operation or another, even if the copy is gone again after that, it costs no row."""
+    root = tmp_path / "data"
+    options = [option for option in OPTIONS if option != "--no-reshard"]
+    command = [
+        *(sys.executable, "-m", "datafetch", "prepare", "coyo", "--source", str(source.folder)),
+        *("--ids", str(source.ids), "--root", str(root), *options, "--world-size", "2"),
+    ]
+    out = root / "coyo-700m" / "pkl03-split"
+    job = Job("coyo", str(source.folder), str(out), str(source.ids), fetch=POLICY, processes=1, world_size=2)
+    run(job)
+    before, ledgers, copy = files_of(job), _ledgers_of(job), tmp_path / "copy"
+    _move_away(job, ["part-00001"], copy)
+    with pytest.raises(ResourceError):
+        run(replace(job, fetch=BLOCKED), backends=_stopping_at_the_last(3))
+    shutil.copytree(root, tmp_path / "interrupted")
+    kills = 0
+    for step in range(5, 1000, 11):
+        shutil.rmtree(root)
+        shutil.copytree(tmp_path / "interrupted", root)
+        shutil.copytree(copy, out, dirs_exist_ok=True)
+        with Run(command, dying_at_a_step(tmp_path, "-m datafetch prepare", step, root)) as killed:
+            code = killed.end()
+        assert _ledgers_of(job).keys() == ledgers.keys()
+        if step % 2:  # it is away again: what had failed stays failed, and a retry finds all that it needs
+            for path in copy.iterdir():
+                (out / path.name).unlink()
+        run(job)
+        if step % 2:
+            retry(job.out, RetryFilter(frozenset({FailureKind.BLOCKED_ADDRESS})), change=lambda _: job)
+        else:
+            assert _ledgers_of(job) == ledgers
+        assert files_of(job) == before
+        if code == 0:
+            break
+        kills += 1
+    assert kills > 1

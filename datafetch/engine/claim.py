@@ -302,6 +302,7 @@ def _start_over(layout: OutputLayout, *, keeps_files: bool = False) -> None:
         *(() if keeps_files else (layout.archives,)),
         layout.scans,
         layout.added,
+        layout.before_repair,
         layout.resharding,
         layout.resharded,
         layout.replaced,

@@ -22,6 +22,7 @@ from datafetch.engine.claim import refuse_foreign_files
 from datafetch.engine.set_aside import complete_set_aside, delete_earlier
 from datafetch.errors import ResourceError, raise_if_exhausted
 from datafetch.output.commit import complete_commits
+from datafetch.output.reshard.before_repair import undo_needless
 from datafetch.output.reshard.swap import complete_swap
 from datafetch.process.threads import run_in_thread
 from datafetch.store.atomic import make_folder, refuse_links, refuse_unpublishable
@@ -130,6 +131,7 @@ def _recover_output(layout: OutputLayout, prepare: Callable[[], None], *, fresh:
     if not fresh:
         complete_swap(layout)
         complete_commits(layout)
+        undo_needless(layout)
     prepare()
     for folder in (layout.unpublished, layout.shard_progress_folder):
         shutil.rmtree(folder, ignore_errors=True)
@@ -142,6 +144,7 @@ def _recover_shards(layout: OutputLayout, shards: Collection[str], prepare: Call
     # No other process is fetching shards while there is still something to swap: each completes the swap first.
     complete_swap(layout)
     complete_commits(layout, frozenset(shards))
+    undo_needless(layout)
     prepare()
 
 

@@ -31,6 +31,7 @@ from datafetch.model.regular_file import NotRegularFileError
 from datafetch.model.sample import Sample, Shard
 from datafetch.output.merge import ByPosition, Output
 from datafetch.output.repair import images_to_keep
+from datafetch.output.reshard.before_repair import keep_for_undo
 from datafetch.output.reshard.numbering import find_lost_rows
 from datafetch.output.reshard.record import read_reshard_record
 from datafetch.store.atomic import write_atomically
@@ -76,6 +77,7 @@ def begin_repair(bound: BoundJob) -> Repair | None:
     repaired = layout.for_repair()
     token = _read_token(repaired) or secrets.token_bytes(_TOKEN_BYTES)
     write_atomically(repaired.repair_token, token)
+    keep_for_undo(layout, lost)
     return Repair(
         replace(bound.output, layout=repaired, is_repair=True), LostSamples(bound.manifest, repaired, lost, token)
     )

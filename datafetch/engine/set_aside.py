@@ -135,7 +135,8 @@ def _move_files(layout: OutputLayout, earlier: OutputLayout, job: JobFile) -> No
     for path in _moved_state(layout):
         if path.exists():
             move(path, earlier.state_folder / path.name)
-    shutil.rmtree(layout.resharding, ignore_errors=True)
+    for folder in (layout.resharding, layout.before_repair):
+        shutil.rmtree(folder, ignore_errors=True)
     for folder in (earlier.state_folder, layout.state_folder):
         sync(folder)
     (earlier.out.parent / _MOVING).unlink()

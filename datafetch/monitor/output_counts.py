@@ -194,10 +194,12 @@ def is_in_place(layout: OutputLayout, shard: str) -> bool:
     Raises:
         ConfigurationError: The file in place of the ledger is something else, or there is none any more.
     """
+    if layout.reshard_record.exists():  # resharded files may have the same names
+        return True
     output_format = format_of(layout)
     if output_format.is_intact(layout, shard):
         return True
     if output_format.allows_other_files:
         return False
-    moving = (layout.reshard_record, layout.resharded, layout.replaced, layout.retry, layout.ready / shard)
+    moving = (layout.resharded, layout.replaced, layout.retry, layout.ready / shard)
     return any(path.exists() for path in moving)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from datafetch.errors import ConfigurationError
+from datafetch.errors import ConfigurationError, ResourceError
 from datafetch.model.report import ReshardedEpoch
 from datafetch.output.reshard.record import read_reshard_record
 from datafetch.store.layout import OutputLayout
@@ -20,7 +20,7 @@ class Resharding:
     Attributes:
         epoch: What each rank reads; None if it is not resharded, or its record is damaged.
         missing_shards: The shards that are missing, or have changed since they were made.
-        problem: What is wrong with the record; mostly empty.
+        problem: What is wrong with the record, or that the shards can't be read; mostly empty.
     """
 
     epoch: ReshardedEpoch | None = None
@@ -42,4 +42,7 @@ def read_resharding(layout: OutputLayout) -> Resharding:
     if record is None:
         return Resharding()
     is_being_replaced = layout.resharded.exists() or layout.replaced.exists()  # which the next run completes
-    return Resharding(record.for_ranks(), () if is_being_replaced else tuple(record.missing_files(layout)))
+    try:
+        return Resharding(record.for_ranks(), () if is_being_replaced else tuple(record.missing_files(layout)))
+    except ResourceError:
+        return Resharding(record.for_ranks(), problem="its shards can't be read")

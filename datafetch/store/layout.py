@@ -141,6 +141,11 @@ class OutputLayout:
         return self.state_folder / "added"
 
     @property
+    def before_repair(self) -> Path:
+        """The folder for what an unfinished repair replaces, a folder for each shard."""
+        return self.state_folder / "before-repair"
+
+    @property
     def resharding(self) -> Path:
         """The folder in which the shards of an unfinished reshard are written."""
         return self.state_folder / "resharding"

@@ -16,8 +16,10 @@ from collections.abc import Collection, Iterator, Sequence
 import numpy as np
 
 from datafetch.errors import ConfigurationError, ConservationError
+from datafetch.model.fields import invalid
 from datafetch.model.wording import counted
 from datafetch.output.formats import ROWS_SUFFIX
+from datafetch.output.reshard.before_repair import undo_repair
 from datafetch.output.reshard.copy import ProgressMonitor, reshard_rows
 from datafetch.output.reshard.numbering import NumberedSamples
 from datafetch.output.reshard.plan import Int64s, Plan, Source, permutation
@@ -42,7 +44,8 @@ def reshard_output(layout: OutputLayout, shards: Sequence[str], plan: Plan, moni
 
     Raises:
         ConservationError: The shards do not hold the rows that the ledgers list.
-        ConfigurationError: The output is resharded already, and there are too few rows for this number of ranks.
+        ConfigurationError: The output is resharded already, and there are too few rows for this number of ranks. If a
+            repair could not make more, it is undone.
         ResourceError: The disk is full or can't be written; the same call resumes the work.
     """
     before = read_reshard_record(layout)
@@ -62,6 +65,15 @@ def reshard_output(layout: OutputLayout, shards: Sequence[str], plan: Plan, moni
             f"; --world-size {most} is the most that they allow" if (most := rows // plan.ranks.step) else "",
         )
         return True
+    if before is not None and lost and rows < plan.ranks.min_rows:
+        undo_repair(layout)
+        raise invalid(
+            plan.ranks,
+            f"without those that can't be fetched any more, {rows:,} rows are too few for {{world_size}} "
+            f"{plan.ranks.world_size}, which takes {plan.ranks.min_rows:,} at least; nothing was changed: put back a "
+            f"copy of the shards that {layout.out} has lost, or run the same command again when their images can be "
+            "fetched",
+        )
     if before is not None and rows < plan.ranks.min_rows and before.plan != plan:
         made_for = before.plan.ranks.world_size
         raise ConfigurationError(

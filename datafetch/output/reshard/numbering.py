@@ -14,6 +14,7 @@ import numpy as np
 
 from datafetch.errors import ConfigurationError
 from datafetch.output.formats import ROWS_SUFFIX
+from datafetch.output.formats.output_format import size_bytes
 from datafetch.output.reshard.plan import Int64s, permutation
 from datafetch.output.reshard.record import ReshardRecord
 from datafetch.store.layout import OutputLayout
@@ -53,11 +54,15 @@ class NumberedSamples:
             yield shard, slice(int(start), int(end))
 
     def are_in(self, layout: OutputLayout, *, is_resharded: bool) -> Bools:
-        """For each sample, whether its row is in a file of its shard that is still there."""
+        """For each sample, whether its row is in a file of its shard that is still there.
+
+        Raises:
+            OSError: It can't be told.
+        """
         folder = layout.added if is_resharded else layout.out
         found = np.copy(self.is_own)
         for shard, span in self.spans():
-            if not (folder / f"{shard}{ROWS_SUFFIX}").exists():
+            if not size_bytes(folder / f"{shard}{ROWS_SUFFIX}"):
                 found[span] = False
         return found
 

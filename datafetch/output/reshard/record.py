@@ -12,7 +12,7 @@ from typing import Annotated, NamedTuple
 
 from msgspec import Meta
 
-from datafetch.errors import ConfigurationError, ManifestError, raise_if_exhausted
+from datafetch.errors import ConfigurationError, ManifestError, ResourceError, raise_if_exhausted
 from datafetch.model.bounds import Count, Crc32, PlainName
 from datafetch.model.report import ReshardedEpoch
 from datafetch.output.formats import COUNT_SUFFIX, ROWS_SUFFIX, PublishedFile, read_count
@@ -86,7 +86,11 @@ class ReshardRecord:
         return ReshardedEpoch(ranks.world_size, seen.groups * ranks.group, seen.used)
 
     def missing_files(self, layout: OutputLayout) -> list[str]:
-        """The shards of which a file is missing, or has another size or number of rows than when it was made."""
+        """The shards of which a file is missing, or has another size or number of rows than when it was made.
+
+        Raises:
+            ResourceError: It can't be told, because a file can't be read.
+        """
         return [name for name, file in self.files.items() if not _is_whole(layout, name, file)]
 
     def published_files(self, layout: OutputLayout) -> Iterator[PublishedFile]:
@@ -140,9 +144,11 @@ def _is_whole(layout: OutputLayout, name: str, file: ReshardedFile) -> bool:
     rows, count = layout.out / f"{name}{ROWS_SUFFIX}", layout.out / f"{name}{COUNT_SUFFIX}"
     try:
         return rows.stat().st_size == file.size_bytes and read_count(count) == file.rows
-    except (OSError, ManifestError) as error:
-        raise_if_exhausted(error)
+    except (FileNotFoundError, ManifestError):
         return False
+    except OSError as error:  # a fault of the disk, or of the way to it: the rows may be there all the same
+        raise_if_exhausted(error)
+        raise ResourceError.from_disk_error(error, f"read the shards of {layout.out}") from error
 
 
 def read_reshard_record(layout: OutputLayout) -> ReshardRecord | None:

@@ -80,7 +80,7 @@ def _complete_swap(layout: OutputLayout) -> None:
     if record.exists():
         publish(record, layout.reshard_record)
     _delete_replaced(layout)
-    for leftover in (layout.added, layout.resharded):
+    for leftover in (layout.added, layout.before_repair, layout.resharded):
         if leftover.exists():
             shutil.rmtree(leftover)
     sync(layout.state_folder)

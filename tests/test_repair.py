@@ -279,7 +279,8 @@ def test_a_file_that_cannot_be_read_is_not_lost(
     """Its disk may be at fault, so the run stops, and asks for nothing; status says so."""
     ledgers, requests = _ledgers_of(job), own_origin.requests()
     harm(Path(job.out, name))
-    for call in (lambda: run(job), lambda: retry(job.out)):
+    calls: list[Callable[[], object]] = [lambda: run(job), lambda: retry(job.out)]
+    for call in calls:
         with pytest.raises(ResourceError, match=rf"cannot read the shards of .*{name}.*run the same command again"):
             call()
     assert (_ledgers_of(job), own_origin.requests()) == (ledgers, requests)
@@ -346,7 +347,9 @@ def test_the_command_says_what_it_makes_again(
     (out / "part-00000.pkl").unlink()
     assert main(["verify", str(out), "--processes", "1"]) == 1
     lines = capfd.readouterr().out.splitlines()
-    assert lines[-3].startswith("1 shard is fewer than 2 ranks, so the loader crashes; they did when they were made")
+    assert lines[-3].startswith(
+        "1 shard is fewer than 2 ranks, so the loader crashes; there were enough when they were made"
+    )
     assert lines[-2] == "part-00000.count: has no counterpart part-00000.pkl"
     assert main(["retry", str(out)]) == 2
     assert "run the command that started the output again" in capfd.readouterr().err

@@ -267,6 +267,21 @@ async def test_a_spool_with_a_torn_file_header_is_started_again(tmp_path: Path, 
     assert len(await read(path)) == 1
 
 
+async def test_a_cancelled_opening_leaves_no_file_open(tmp_path: Path) -> None:
+    """Not even one that a thread opens after the cancellation."""
+    path = tmp_path / "x.spool"
+    for steps in range(40):
+        opening = asyncio.create_task(Spool.open(path))
+        for _ in range(steps):
+            await asyncio.sleep(0)
+        opening.cancel()
+        (opened,) = await asyncio.gather(opening, return_exceptions=True)
+        if isinstance(opened, Spool):
+            await opened.close()
+        descriptors = Path("/proc/self/fd").iterdir()
+        assert not [one for one in descriptors if one.is_symlink() and one.readlink() == path]
+
+
 async def test_another_file_is_not_touched(tmp_path: Path) -> None:
     """A file that is not a spool is refused and left unchanged."""
     path = tmp_path / "x.spool"
@@ -303,7 +318,7 @@ async def test_a_full_disk_stops_the_run(tmp_path: Path) -> None:
     sample = make_sample(0)
     full = await aiofiles.open("/dev/full", "wb", buffering=0)
     (tmp_path / "x.spool").touch()
-    spool = Spool(tmp_path / "x.spool", full, Recovered())
+    spool = await asyncio.to_thread(Spool, tmp_path / "x.spool", full, Recovered())
     with pytest.raises(ResourceError, match=r"No space left on device.*run the same command again"):
         await spool.append(make_result(sample, 0, FAILURE), sample)
     spool.entries.release()

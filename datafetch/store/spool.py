@@ -27,13 +27,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
 
-import aiofiles
+from aiofiles.threadpool import wrap
 from aiofiles.threadpool.binary import AsyncFileIO
 
 from datafetch.errors import ResourceError
 from datafetch.model.ledger_line import LedgerLine
 from datafetch.model.regular_file import require_regular
 from datafetch.model.sample import Sample
+from datafetch.process.threads import run_in_thread
 from datafetch.store.atomic import make_folder, sync, sync_open
 from datafetch.store.spool_format import (
     FILE_HEADER_BYTES,
@@ -92,12 +93,26 @@ class Spool:
             ConfigurationError: The file is not a spool of this version.
             ResourceError: The file can't be read or written.
         """
+        opened: list[Self] = []
         try:
-            recovered = await asyncio.to_thread(_recover, path)
-            file = await aiofiles.open(path, "ab", buffering=0)
-            return await asyncio.to_thread(cls, path, file, recovered)
+            await run_in_thread(lambda: opened.append(cls._open(path)))
         except OSError as error:
             raise ResourceError.from_disk_error(error, f"open {path}, which has images in progress") from error
+        except asyncio.CancelledError:
+            for spool in opened:
+                await spool.close()
+            raise
+        return opened[0]
+
+    @classmethod
+    def _open(cls, path: Path) -> Self:
+        recovered = _recover(path)
+        file = path.open("ab", buffering=0)
+        try:
+            return cls(path, wrap(file), recovered)
+        except BaseException:
+            file.close()
+            raise
 
     async def append(self, *records: SpoolRecord) -> int:
         """Append entries and return when the operating system has them.

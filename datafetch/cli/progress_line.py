@@ -14,6 +14,7 @@ from enum import IntEnum, auto
 
 from rich.cells import cell_len
 
+from datafetch.model.remaining import remaining_s
 from datafetch.model.statistics import ReshardProgress, Statistics, Waiting
 from datafetch.model.steps import StepProgress, StepUnit
 from datafetch.model.untrusted import to_printable
@@ -152,7 +153,7 @@ def verifying_line(now: VerifyProgress) -> ProgressLine:
     """The progress of a verification: the share of bytes read, what was checked and found, pace, time left."""
     share = now.read_bytes / now.total_bytes if now.total_bytes else 0.0
     images_per_s = now.images / now.elapsed_s if now.elapsed_s > 0 else 0.0
-    left_s = _left_s(now.total_bytes - now.read_bytes, now.read_bytes / now.elapsed_s if now.elapsed_s > 0 else 0.0)
+    left_s = remaining_s(now.total_bytes - now.read_bytes, now.read_bytes / now.elapsed_s if now.elapsed_s > 0 else 0.0)
     fields = [_only(f"{share:.1%}", Importance.SHARE), _only(counted(now.images, "image"), Importance.COUNT)]
     if now.problems:
         fields.append(_only(counted(now.problems, "problem"), Importance.FAILED))
@@ -172,7 +173,7 @@ def resharding_line(now: ReshardProgress, elapsed_s: float, rows_before: int = 0
         rows_before: The rows that the stage had completed when it began, since an interrupted process had copied them.
     """
     rows_per_s = (now.rows - rows_before) / elapsed_s if elapsed_s > 0 else 0.0
-    left_s = _left_s(now.total_rows - now.rows, rows_per_s)
+    left_s = remaining_s(now.total_rows - now.rows, rows_per_s)
     fields = [_only(str(now.stage), Importance.STAGE), _share(now.rows, now.total_rows, "row")]
     if left_s is not None:
         fields.append(_time_left(left_s))
@@ -235,11 +236,6 @@ def _pace(images_per_s: float) -> Sequence[tuple[Form, ...]]:
 
 def _speed(bytes_per_s: float) -> Sequence[tuple[Form, ...]]:
     return [_only(f"{sized(bytes_per_s)}/s", Importance.RECEIVED)] if bytes_per_s >= 1 else []
-
-
-def _left_s(left: float, per_s: float) -> float | None:
-    """How long the rest will take; None while nothing moves, and at the end."""
-    return left / per_s if left > 0 and per_s > 0 else None
 
 
 def _time_left(left_s: float) -> tuple[Form, ...]:

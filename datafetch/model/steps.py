@@ -15,6 +15,8 @@ from enum import StrEnum
 from types import TracebackType
 from typing import Self
 
+from datafetch.model.remaining import remaining_s
+
 LOGGER = __name__
 """The name under which steps are logged."""
 _log = logging.getLogger(LOGGER)
@@ -53,8 +55,7 @@ class StepProgress:
     @property
     def left_s(self) -> float | None:
         """How many seconds the rest will take; None if nothing is left, or nothing has been done yet."""
-        left = self.total - self.done
-        return left / self.per_s if left > 0 and self.per_s > 0 else None
+        return remaining_s(self.total - self.done, self.per_s)
 
 
 class Step:

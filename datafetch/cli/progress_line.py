@@ -14,9 +14,9 @@ from enum import IntEnum, auto
 
 from rich.cells import cell_len
 
+from datafetch.model.activities import ActivityProgress, ActivityUnit
 from datafetch.model.remaining import remaining_s
 from datafetch.model.statistics import ReshardProgress, Statistics, Waiting
-from datafetch.model.steps import StepProgress, StepUnit
 from datafetch.model.untrusted import to_printable
 from datafetch.model.wording import clock, counted, lasting, sized
 from datafetch.monitor.throughput import Pace
@@ -121,32 +121,32 @@ def run_line(now: Statistics, pace: Pace, *, title: str = "", later_images: int 
     return ProgressLine(tuple(fields), values)
 
 
-def step_line(now: StepProgress) -> ProgressLine:
-    """The progress of a step besides fetching: what is done, how much of it, the pace, and the time that is left."""
+def activity_line(now: ActivityProgress) -> ProgressLine:
+    """The progress of an activity: what is done, how much of it, the pace, and the time that is left."""
     done, total = (
-        (sized(now.done), sized(now.total)) if now.unit is StepUnit.BYTE else (f"{now.done:,}", f"{now.total:,}")
+        (sized(now.done), sized(now.total)) if now.unit is ActivityUnit.BYTE else (f"{now.done:,}", f"{now.total:,}")
     )
     share = _percent(now.done / now.total) if now.total else ""
-    unit = "" if now.unit is StepUnit.BYTE else f" {now.unit}s"
+    unit = "" if now.unit is ActivityUnit.BYTE else f" {now.unit}s"
     fields = [
         _only(to_printable(now.what), Importance.STAGE),
         (Form(f"{share} {done}/{total}{unit}".lstrip(), Importance.COUNT), Form(share, Importance.SHARE)),
     ]
-    if now.unit is StepUnit.BYTE:
+    if now.unit is ActivityUnit.BYTE:
         fields += _speed(now.per_s)
     if now.left_s is not None:
         fields.append(_time_left(now.left_s))
-    values = {"step": now.what, "done": now.done, "total": now.total, "unit": str(now.unit), **_times(now.left_s)}
+    values = {"activity": now.what, "done": now.done, "total": now.total, "unit": str(now.unit), **_times(now.left_s)}
     return ProgressLine(tuple(fields), values)
 
 
-def with_step(line: ProgressLine, now: StepProgress) -> ProgressLine:
+def with_activity(line: ProgressLine, now: ActivityProgress) -> ProgressLine:
     """A line, with what is done besides: as one field."""
-    step = step_line(now)
-    text = " ".join(forms[0].text for forms in step.fields)
+    activity = activity_line(now)
+    text = " ".join(forms[0].text for forms in activity.fields)
     short = f"{to_printable(now.what)} {now.done:,}/{now.total:,}"
     field = (Form(text, Importance.WAITING), Form(short, Importance.STAGE))
-    return ProgressLine((*line.fields, field), {**line.values, **step.values})
+    return ProgressLine((*line.fields, field), {**line.values, **activity.values})
 
 
 def verifying_line(now: VerifyProgress) -> ProgressLine:

@@ -9,8 +9,8 @@ import pytest
 
 from datafetch.cli.dry_run import dry_run_text
 from datafetch.engine.disk_estimate import DiskEstimate, disk_needs, log_disk_estimate
-from datafetch.engine.dry_run import DryRun, OutputState
-from datafetch.model.kinds import Payload
+from datafetch.engine.dry_run import DryRun
+from datafetch.model.kinds import OutputState, Payload
 from datafetch.model.ledger_line import ShardCounts
 from datafetch.store.layout import OutputLayout
 from datafetch.transcode import ImageSpec

@@ -267,6 +267,11 @@ async def test_a_spool_with_a_torn_file_header_is_started_again(tmp_path: Path, 
     assert len(await read(path)) == 1
 
 
+def _descriptors_of(path: Path) -> list[Path]:
+    descriptors = Path("/proc/self/fd").iterdir()
+    return [one for one in descriptors if one.is_symlink() and one.readlink() == path]
+
+
 async def test_a_cancelled_opening_leaves_no_file_open(tmp_path: Path) -> None:
     """Not even one that a thread opens after the cancellation."""
     path = tmp_path / "x.spool"
@@ -278,8 +283,7 @@ async def test_a_cancelled_opening_leaves_no_file_open(tmp_path: Path) -> None:
         (opened,) = await asyncio.gather(opening, return_exceptions=True)
         if isinstance(opened, Spool):
             await opened.close()
-        descriptors = Path("/proc/self/fd").iterdir()
-        assert not [one for one in descriptors if one.is_symlink() and one.readlink() == path]
+        assert not await asyncio.to_thread(_descriptors_of, path)
 
 
 async def test_another_file_is_not_touched(tmp_path: Path) -> None:

@@ -9,18 +9,19 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from datafetch.model.kinds import OutputState
 from datafetch.model.untrusted import to_printable
 
 if TYPE_CHECKING:
     from datafetch.engine.dry_run import DryRun  # which would load the network stack
 
 _STATES = {
-    "new": "new",
-    "resumed": "the run would be resumed",
-    "started over": "the run would start over, and delete what is there",
-    "reused": "the run would start over, and take what it can of what is there",
-    "complete": "complete; nothing is left to fetch",
-    "refused": "the run would be refused",
+    OutputState.NEW: "new",
+    OutputState.RESUMED: "the run would be resumed",
+    OutputState.STARTED_OVER: "the run would start over, and delete what is there",
+    OutputState.REUSED: "the run would start over, and take what it can of what is there",
+    OutputState.COMPLETE: "complete; nothing is left to fetch",
+    OutputState.REFUSED: "the run would be refused",
 }
 
 
@@ -74,6 +75,6 @@ def _output(one: DryRun) -> str:
     state = _STATES[one.state]
     if one.problem:
         return f"{state}: {one.problem}"
-    if one.state == "resumed" and one.shards is not None:
+    if one.state is OutputState.RESUMED and one.shards is not None:
         return f"{state}, with {one.shards_published:,} of {one.shards:,} shards published"
     return state

@@ -14,8 +14,9 @@ from enum import IntEnum, auto
 
 from rich.cells import cell_len
 
+from datafetch.model.activities import ActivityProgress, ActivityUnit
+from datafetch.model.remaining import remaining_s
 from datafetch.model.statistics import ReshardProgress, Statistics, Waiting
-from datafetch.model.steps import StepProgress, StepUnit
 from datafetch.model.untrusted import to_printable
 from datafetch.model.wording import clock, counted, lasting, sized
 from datafetch.monitor.throughput import Pace
@@ -120,39 +121,39 @@ def run_line(now: Statistics, pace: Pace, *, title: str = "", later_images: int 
     return ProgressLine(tuple(fields), values)
 
 
-def step_line(now: StepProgress) -> ProgressLine:
-    """The progress of a step besides fetching: what is done, how much of it, the pace, and the time that is left."""
+def activity_line(now: ActivityProgress) -> ProgressLine:
+    """The progress of an activity: what is done, how much of it, the pace, and the time that is left."""
     done, total = (
-        (sized(now.done), sized(now.total)) if now.unit is StepUnit.BYTE else (f"{now.done:,}", f"{now.total:,}")
+        (sized(now.done), sized(now.total)) if now.unit is ActivityUnit.BYTE else (f"{now.done:,}", f"{now.total:,}")
     )
     share = _percent(now.done / now.total) if now.total else ""
-    unit = "" if now.unit is StepUnit.BYTE else f" {now.unit}s"
+    unit = "" if now.unit is ActivityUnit.BYTE else f" {now.unit}s"
     fields = [
         _only(to_printable(now.what), Importance.STAGE),
         (Form(f"{share} {done}/{total}{unit}".lstrip(), Importance.COUNT), Form(share, Importance.SHARE)),
     ]
-    if now.unit is StepUnit.BYTE:
+    if now.unit is ActivityUnit.BYTE:
         fields += _speed(now.per_s)
     if now.left_s is not None:
         fields.append(_time_left(now.left_s))
-    values = {"step": now.what, "done": now.done, "total": now.total, "unit": str(now.unit), **_times(now.left_s)}
+    values = {"activity": now.what, "done": now.done, "total": now.total, "unit": str(now.unit), **_times(now.left_s)}
     return ProgressLine(tuple(fields), values)
 
 
-def with_step(line: ProgressLine, now: StepProgress) -> ProgressLine:
+def with_activity(line: ProgressLine, now: ActivityProgress) -> ProgressLine:
     """A line, with what is done besides: as one field."""
-    step = step_line(now)
-    text = " ".join(forms[0].text for forms in step.fields)
+    activity = activity_line(now)
+    text = " ".join(forms[0].text for forms in activity.fields)
     short = f"{to_printable(now.what)} {now.done:,}/{now.total:,}"
     field = (Form(text, Importance.WAITING), Form(short, Importance.STAGE))
-    return ProgressLine((*line.fields, field), {**line.values, **step.values})
+    return ProgressLine((*line.fields, field), {**line.values, **activity.values})
 
 
 def verifying_line(now: VerifyProgress) -> ProgressLine:
     """The progress of a verification: the share of bytes read, what was checked and found, pace, time left."""
     share = now.read_bytes / now.total_bytes if now.total_bytes else 0.0
     images_per_s = now.images / now.elapsed_s if now.elapsed_s > 0 else 0.0
-    left_s = _left_s(now.total_bytes - now.read_bytes, now.read_bytes / now.elapsed_s if now.elapsed_s > 0 else 0.0)
+    left_s = remaining_s(now.total_bytes - now.read_bytes, now.read_bytes / now.elapsed_s if now.elapsed_s > 0 else 0.0)
     fields = [_only(f"{share:.1%}", Importance.SHARE), _only(counted(now.images, "image"), Importance.COUNT)]
     if now.problems:
         fields.append(_only(counted(now.problems, "problem"), Importance.FAILED))
@@ -172,7 +173,7 @@ def resharding_line(now: ReshardProgress, elapsed_s: float, rows_before: int = 0
         rows_before: The rows that the stage had completed when it began, since an interrupted process had copied them.
     """
     rows_per_s = (now.rows - rows_before) / elapsed_s if elapsed_s > 0 else 0.0
-    left_s = _left_s(now.total_rows - now.rows, rows_per_s)
+    left_s = remaining_s(now.total_rows - now.rows, rows_per_s)
     fields = [_only(str(now.stage), Importance.STAGE), _share(now.rows, now.total_rows, "row")]
     if left_s is not None:
         fields.append(_time_left(left_s))
@@ -235,11 +236,6 @@ def _pace(images_per_s: float) -> Sequence[tuple[Form, ...]]:
 
 def _speed(bytes_per_s: float) -> Sequence[tuple[Form, ...]]:
     return [_only(f"{sized(bytes_per_s)}/s", Importance.RECEIVED)] if bytes_per_s >= 1 else []
-
-
-def _left_s(left: float, per_s: float) -> float | None:
-    """How long the rest will take; None while nothing moves, and at the end."""
-    return left / per_s if left > 0 and per_s > 0 else None
 
 
 def _time_left(left_s: float) -> tuple[Form, ...]:

@@ -65,13 +65,13 @@ def prepare(  # noqa: PLR0913 - one parameter an option
         return replace(job, world_size=None) if no_reshard else job
 
     planned = plan_recipe(targets, root, _by_name("--source", source), _by_name("--ids", ids), change)
-    if dry_run:
-        return report_dry_run(planned, given.apply(Reporting()), as_json=json)
-    if check_sources:
-        return report_sources(planned, given.apply(Reporting()), as_json=json)
     unplanned = {each.part.name: each.problem for each in planned if each.problem}  # named before the others begin
     built: list[BuiltDataset] = []
     with open_reporter(given.apply(Reporting())) as reporter:
+        if dry_run:
+            return report_dry_run(planned, as_json=json)
+        if check_sources:
+            return report_sources(planned, as_json=json)
         log_disk_space(planned)
         for name, problem in unplanned.items():
             _log.error("%s will not be built: %s", name, problem)
@@ -87,22 +87,18 @@ def prepare(  # noqa: PLR0913 - one parameter an option
         return _worst(built, min_success)
 
 
-def report_sources(planned: Sequence[PlannedDataset], reporting: Reporting, *, as_json: bool) -> int:
+def report_sources(planned: Sequence[PlannedDataset], *, as_json: bool) -> int:
     """Ask the sources of datasets, without downloading anything, and print what they answer."""
-    with open_reporter(reporting):
-        answers = check_sources(planned)
+    answers = check_sources(planned)
     show_sources(answers, as_json=as_json)
     return ExitCode.WRONG_COMMAND if any(one.problem for one in answers) else ExitCode.COMPLETE
 
 
-def report_dry_run(
-    planned: Sequence[PlannedDataset], reporting: Reporting, repeated: RepeatedJob | None = None, *, as_json: bool
-) -> int:
+def report_dry_run(planned: Sequence[PlannedDataset], repeated: RepeatedJob | None = None, *, as_json: bool) -> int:
     """Print what the runs of datasets would do; nobody is asked, and nothing is written."""
-    with open_reporter(reporting):
-        if len(planned) > 1:
-            log_disk_space(planned)
-        found = look_ahead(planned, repeated)
+    if len(planned) > 1:
+        log_disk_space(planned)
+    found = look_ahead(planned, repeated)
     show_dry_runs(found, as_json=as_json)
     return ExitCode.WRONG_COMMAND if any(one.problem for one in found) else ExitCode.COMPLETE
 

@@ -28,7 +28,6 @@ _COUNTERS: dict[str, tuple[str, str]] = {
     CounterName.RECORDS: ("document", "in the shards of the list"),
     CounterName.REFUSED: ("record", "refused for a file name or a form that can't be used"),
     CounterName.REPEATED_IDS: ("row", "left out because an earlier row has the same id"),
-    CounterName.SKIPPED: ("image", "not requested because its document was lost"),
 }
 """By name of the counter: what it counts, in the singular, and what happened to that."""
 
@@ -51,8 +50,9 @@ def report_lines(report: Report) -> list[str]:
     last = []
     if totals.lost is not None and totals.lost.count:
         lines.append(_lost_documents(totals.lost, report.rows_by_keep_at_least))
-    if totals.notes:
-        lines.append(", ".join(_counter_text(name, count) for name, count in sorted(totals.notes.items())))
+    # images that were not requested are among the failed ones already
+    if notes := [(name, count) for name, count in sorted(totals.notes.items()) if name != CounterName.SKIPPED]:
+        lines.append(", ".join(_counter_text(name, count) for name, count in notes))
     if report.resharded is not None:
         epoch = report.resharded
         samples, used_share = counted(epoch.samples_per_rank, "sample"), epoch.used / totals.rows
@@ -174,4 +174,4 @@ def _counter_text(name: str, count: int) -> str:
     if name not in _COUNTERS:
         return f"{count:,} {name}"
     thing, fate = _COUNTERS[name]
-    return f"{counted(count, thing)} {fate if count == 1 else fate.replace('its document', 'their document')}"
+    return f"{counted(count, thing)} {fate}"

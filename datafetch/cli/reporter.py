@@ -1,4 +1,4 @@
-"""How a command reports: lines of progress, steps and the library's messages, passed to wherever its options say.
+"""How a command reports: lines of progress, activities and the library's messages, passed to wherever its options say.
 
 Rules: the library logs, and leaves it to the command where that goes.
 """
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import IO, cast
 
 from datafetch.cli.exit_code import one_line
-from datafetch.cli.progress_line import ProgressLine, step_line, with_step
+from datafetch.cli.progress_line import ProgressLine, activity_line, with_activity
 from datafetch.cli.report_targets import (
     JsonLines,
     LogFile,
@@ -25,9 +25,9 @@ from datafetch.cli.report_targets import (
     Terminal,
     WarningsOnly,
 )
-from datafetch.model import steps
+from datafetch.model import activities
+from datafetch.model.activities import ActivityProgress
 from datafetch.model.options import Effect, Option, OptionGroup, option
-from datafetch.model.steps import StepProgress
 
 _NEARLY = 0.9  # of the interval, for a loop's clock is not the one that is read here
 _LIBRARY = "datafetch"
@@ -73,7 +73,7 @@ class Reporting:
 class Reporter(logging.Handler):
     """Passes lines of progress, and the messages that the library logs in any thread, to all targets.
 
-    A step besides fetching (``model.steps``) has a line of its own, or a field of the line that is shown already.
+    An activity besides fetching (``model.activities``) has a line of its own, or a field of the line that is shown.
 
     Args:
         targets: Where they go.
@@ -83,10 +83,10 @@ class Reporter(logging.Handler):
         super().__init__()
         self._targets = targets
         self._shown_s: dict[Target, float] = {}
-        self._steps: dict[str, StepProgress] = {}
-        self._step_lines = ExitStack()
-        self._is_showing = self._shows_step = False
-        self._switching = threading.RLock()  # steps begin and end in any thread
+        self._activities: dict[str, ActivityProgress] = {}
+        self._activity_lines = ExitStack()
+        self._is_showing = self._shows_activity = False
+        self._switching = threading.RLock()  # activities begin and end in any thread
 
     @property
     def interval_s(self) -> float:
@@ -97,7 +97,7 @@ class Reporter(logging.Handler):
     def progress(self) -> Iterator[None]:
         """A context in which lines of progress are shown."""
         with self._switching:
-            self.end_step_line()
+            self.end_activity_line()
             self._is_showing = True
         self._shown_s = dict.fromkeys(self._targets, time.monotonic())
         try:
@@ -115,47 +115,47 @@ class Reporter(logging.Handler):
             line: The line.
             is_end: Whether it is the first or the last one.
         """
-        for step in list(self._steps.values())[:1] if self._is_showing else ():
-            line = with_step(line, step)
+        for activity in list(self._activities.values())[:1] if self._is_showing else ():
+            line = with_activity(line, activity)
         self._show(line, is_end=is_end)
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Show a message, without its traceback, as one line; or the progress of a step."""
+        """Show a message, without its traceback, as one line; or the progress of an activity."""
         with suppress(Exception):  # what can't be shown is no reason to end a run
-            step = getattr(record, "step", None)
-            if isinstance(step, StepProgress):
-                self._show_step(step)
+            activity = getattr(record, "activity", None)
+            if isinstance(activity, ActivityProgress):
+                self._show_activity(activity)
                 return
         for target in self._targets:
             if record.levelno >= target.level:
                 with suppress(Exception):
                     target.log(record)
 
-    def end_step_line(self) -> None:
-        """End the line of a step, if there is one."""
+    def end_activity_line(self) -> None:
+        """End the line of an activity, if there is one."""
         with self._switching:
-            if self._shows_step:
-                self._shows_step = False
-                self._step_lines.close()
+            if self._shows_activity:
+                self._shows_activity = False
+                self._activity_lines.close()
 
-    def _show_step(self, step: StepProgress) -> None:
-        """Show a step in a line of its own, unless another line is shown, which gets it with its next state."""
+    def _show_activity(self, activity: ActivityProgress) -> None:
+        """Show an activity in a line of its own, unless another line is shown, which gets it with its next state."""
         with self._switching:
-            if step.is_at_work:
-                self._steps[step.what] = step
+            if activity.is_at_work:
+                self._activities[activity.what] = activity
             else:
-                self._steps.pop(step.what, None)
+                self._activities.pop(activity.what, None)
             if self._is_showing:
                 return
-            if step.is_at_work and not self._shows_step:
-                self._shows_step = True
+            if activity.is_at_work and not self._shows_activity:
+                self._shows_activity = True
                 self._shown_s = dict.fromkeys(self._targets, time.monotonic())
                 for target in self._targets:
-                    self._step_lines.enter_context(target.progress())
-            if self._shows_step:
-                self._show(step_line(step), is_end=not step.is_at_work)
-            if not self._steps:
-                self.end_step_line()
+                    self._activity_lines.enter_context(target.progress())
+            if self._shows_activity:
+                self._show(activity_line(activity), is_end=not activity.is_at_work)
+            if not self._activities:
+                self.end_activity_line()
 
     def _show(self, line: ProgressLine, *, is_end: bool) -> None:
         now_s = time.monotonic()
@@ -183,15 +183,15 @@ def open_reporter(reporting: Reporting | None = None) -> Iterator[Reporter]:
             stack.enter_context(_logged_end(log_file))
         reporter = Reporter(*targets)
         stack.enter_context(receiving(reporter))
-        stack.callback(reporter.end_step_line)
+        stack.callback(reporter.end_activity_line)
         yield reporter
 
 
 @contextmanager
 def receiving(reporter: Reporter) -> Iterator[None]:
-    """Let a reporter have the library's messages, from level INFO, and its steps, until the context is left."""
+    """Let a reporter have the library's messages, from level INFO, and its activities, until the context is left."""
     library = logging.getLogger(_LIBRARY)
-    levels = {library: logging.INFO, logging.getLogger(steps.LOGGER): logging.DEBUG}
+    levels = {library: logging.INFO, logging.getLogger(activities.LOGGER): logging.DEBUG}
     before = {logger: logger.level for logger in levels}
     library.addHandler(reporter)
     for logger, level in levels.items():

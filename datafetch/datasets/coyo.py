@@ -51,12 +51,12 @@ from datafetch.datasets.readers import (
 from datafetch.datasets.shared_options import SKIP_BAD_LINES
 from datafetch.datasets.url_length import bounded_url, is_too_long
 from datafetch.errors import ManifestError
+from datafetch.model.activities import Activity, ActivityUnit
 from datafetch.model.interfaces import Manifest, RemoteFile, Samples, ScanCache
 from datafetch.model.kinds import CounterName, Loader, Payload
 from datafetch.model.ledger_line import ShardCounts
 from datafetch.model.options import DatasetOptions, option
 from datafetch.model.sample import BAD_LINE, IdListResult, Record, Row, Sample, Shard
-from datafetch.model.steps import Step, StepUnit
 from datafetch.model.wording import counted, sized
 
 _SIMILARITIES = ("clip_similarity_vitb32", "clip_similarity_vitl14")
@@ -298,7 +298,7 @@ class _Selection(ABC):
         self._files = files
         self._scanned = 0
         self._latest: tuple[int, FileScan] | None = None  # the one that is asked for again when a run begins
-        self._scanning = Step(f"reading {self.scanned}", len(files), StepUnit.FILE)
+        self._scanning = Activity(f"reading {self.scanned}", len(files), ActivityUnit.FILE)
         self._hash = hashlib.sha256(repr((_SCAN_VERSION, type(self).__name__, *criteria)).encode())
         self._keys: list[str] = []
         for file in files:

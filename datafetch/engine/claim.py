@@ -30,12 +30,11 @@ from pathlib import Path
 from datafetch.engine.differences import describe_differences, parts_of
 from datafetch.engine.disk_estimate import MAX_COUNTED_SHARDS, count_published
 from datafetch.engine.earlier_images import may_be_reused
-from datafetch.engine.own_files import refuse_other_names, shard_files, written_files
+from datafetch.engine.own_files import refuse_other_names, removable_files, shard_files
 from datafetch.engine.set_aside import delete_earlier, set_aside
 from datafetch.errors import ConfigurationError
 from datafetch.output.formats import format_of
 from datafetch.output.reshard.record import read_reshard_record
-from datafetch.store.atomic import refuse_links_above
 from datafetch.store.job_file import Identity, JobFile, read_job_file, write_job_file
 from datafetch.store.layout import OutputLayout
 
@@ -163,7 +162,7 @@ def _judge_removal(layout: OutputLayout, before: JobFile, claim: Claim) -> Claim
         ConfigurationError: There are other files too, or files behind a link, which may belong to others.
     """
     _refuse_no_folder(layout)
-    _refuse_undeletable(layout, before.identity)
+    removable_files(layout, before.identity)
     return claim
 
 
@@ -264,18 +263,6 @@ def _refuse_no_folder(layout: OutputLayout) -> None:
         raise ConfigurationError(f"{layout.out} is a broken link; create the folder that it points to")
 
 
-def _refuse_undeletable(layout: OutputLayout, identity: Identity) -> list[Path]:
-    """Check that nothing but files of datafetch would be deleted; returns them.
-
-    Raises:
-        ConfigurationError: There are other files too, or files behind a link, which may belong to others.
-    """
-    files = written_files(layout, identity)
-    if format_of(layout).allows_other_files:
-        refuse_links_above(files, layout.out)
-    return files
-
-
 def _start_over(layout: OutputLayout, *, keeps_files: bool = False) -> None:
     """Delete what earlier runs have written; without a job file, nothing is known to be datafetch's.
 
@@ -287,7 +274,7 @@ def _start_over(layout: OutputLayout, *, keeps_files: bool = False) -> None:
     if job is None:
         delete_earlier(layout)
         return
-    files = [] if keeps_files else _refuse_undeletable(layout, job.identity)
+    files = [] if keeps_files else removable_files(layout, job.identity)
     delete_earlier(layout)
     for path in files:
         path.unlink(missing_ok=True)

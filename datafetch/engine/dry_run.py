@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from enum import StrEnum
 from functools import partial
 from pathlib import Path
 
@@ -29,6 +28,7 @@ from datafetch.engine.repeated_job import RepeatedJob
 from datafetch.errors import ConfigurationError, ManifestError
 from datafetch.fetch.urls import BadUrlError, parse_url
 from datafetch.model.interfaces import Dataset
+from datafetch.model.kinds import OutputState
 from datafetch.model.ledger_line import ShardCounts
 from datafetch.model.location import at_mirror, is_remote, is_url, without_secrets
 from datafetch.model.options import row_options
@@ -43,17 +43,6 @@ MAX_HOSTS = 5
 _MAX_SAMPLED_IMAGES = 10_000
 _MAX_SAMPLED_SHARDS = 4  # of each, all of its file may have to be scanned
 _ASSUMED_SHARDS = 128
-
-
-class OutputState(StrEnum):
-    """What a run would do with an output."""
-
-    NEW = "new"
-    RESUMED = "resumed"
-    STARTED_OVER = "started over"
-    REUSED = "reused"
-    COMPLETE = "complete"
-    REFUSED = "refused"
 
 
 _STATES = {

@@ -12,7 +12,7 @@ from datafetch.model.advice import FailedAlike
 from datafetch.model.outcome import Encoded, FailureKind, Outcome, Permission
 
 _WATCHED_IMAGES = 200
-_MAX_NETWORKS = 8  # remembered; more are not named
+_MAX_REMEMBERED_NETWORKS = 8  # more are not named
 
 _log = logging.getLogger(__name__)
 
@@ -77,7 +77,7 @@ class FirstOutcomes:
         if self._kind is None:
             self._kind, self._status = outcome.kind, status
         self._is_alike = (outcome.kind, status) == (self._kind, self._status)
-        if outcome.network and len(self._networks) < _MAX_NETWORKS:
+        if outcome.network and len(self._networks) < _MAX_REMEMBERED_NETWORKS:
             self._networks[outcome.network] = None
         if outcome.kind is FailureKind.TLS:
             self._is_permitted |= Permission.INSECURE in outcome.permitted

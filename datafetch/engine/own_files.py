@@ -9,6 +9,7 @@ from pathlib import Path
 from datafetch.errors import ConfigurationError
 from datafetch.output.formats import PickleFormat, format_of
 from datafetch.output.reshard.record import read_reshard_record
+from datafetch.store.atomic import refuse_links_above
 from datafetch.store.job_file import Identity
 from datafetch.store.layout import OutputLayout
 
@@ -38,6 +39,18 @@ def written_files(layout: OutputLayout, identity: Identity) -> list[Path]:
     own_names = {path.name for path in files}
     for folder in (layout.out, layout.replaced):
         refuse_other_names(folder, own_names)
+    return files
+
+
+def removable_files(layout: OutputLayout, identity: Identity) -> list[Path]:
+    """All files of the output that datafetch wrote, if they may be deleted or moved.
+
+    Raises:
+        ConfigurationError: There are other files too, or files behind a link, which may belong to others.
+    """
+    files = written_files(layout, identity)
+    if format_of(layout).allows_other_files:
+        refuse_links_above(files, layout.out)
     return files
 
 

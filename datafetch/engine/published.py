@@ -33,10 +33,10 @@ from datafetch.errors import ConfigurationError, ManifestError, ResourceError
 from datafetch.fetch import Fetcher
 from datafetch.fetch.policy import FetchPolicy, OptOut
 from datafetch.fetch.ranges import FileChangedError, NoRangesError, RemoteRanges
+from datafetch.model.activities import Activity, ActivityUnit
 from datafetch.model.interfaces import Dataset
 from datafetch.model.location import at_mirror, is_remote, is_url, unknown_scheme, without_secrets
 from datafetch.model.outcome import Failure
-from datafetch.model.steps import Step, StepUnit
 from datafetch.model.wording import counted, sized
 from datafetch.process.threads import run_in_thread
 from datafetch.store.downloads import DownloadedFile, downloads_of, keep_only
@@ -265,8 +265,8 @@ async def _copy_all(location: str, stored: Mapping[str, StoredFile], folder: Pat
         async with _opened_part(target, "") as part:
             if not await asyncio.to_thread(target.is_there, file.version):  # now
                 _log.info("copying %s, %s", file.path, sized(file.size_bytes))
-                with Step(f"copying {name}", file.size_bytes, StepUnit.BYTE) as step:
-                    await run_in_thread(copy_stored, location, file, part, step.advance)
+                with Activity(f"copying {name}", file.size_bytes, ActivityUnit.BYTE) as activity:
+                    await run_in_thread(copy_stored, location, file, part, activity.advance)
                 await run_in_thread(target.complete, part, file.version)
     await run_in_thread(keep_only, folder, names)
 
@@ -383,14 +383,14 @@ async def _read_rest(ranges: RemoteRanges, size_bytes: int, part: BinaryIO, show
     if position > size_bytes:  # it is damaged
         await run_in_thread(part.truncate, 0)
         position = 0
-    with Step(f"downloading {_last_part(shown)}", size_bytes, StepUnit.BYTE, done=position) as step:
+    with Activity(f"downloading {_last_part(shown)}", size_bytes, ActivityUnit.BYTE, done=position) as activity:
         while position < size_bytes:
             read = await ranges.read(position, min(position + ranges.span_bytes, size_bytes))
             if isinstance(read, Failure):
                 raise ManifestError(f"{shown} can't be read now ({read.detail}); run the same command later to resume")
             await run_in_thread(part.write, read.content)
             position += len(read.content)
-            step.advance(len(read.content))
+            activity.advance(len(read.content))
 
 
 def _last_part(shown: str) -> str:

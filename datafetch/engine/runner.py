@@ -151,7 +151,7 @@ async def fetch_dataset_shards(
     backends: Backends = CHILD_PROCESSES,
 ) -> FetchedShards:
     """Fetch shards inside a running event loop, of any kind; otherwise like ``fetch_shards``."""
-    _refuse_fresh(job)
+    _refuse_starting_over(job)
     async with bind(job) as bound:
         layout, names = bound.layout, _in_order(bound, shards)
         if not names:
@@ -192,7 +192,7 @@ def finish(job: Job, observers: Iterable[Observer[Statistics]] = ()) -> Report:
 
 async def finish_dataset(job: Job, observers: Iterable[Observer[Statistics]] = ()) -> Report:
     """Complete a job inside a running event loop, of any kind; otherwise like ``finish``."""
-    _refuse_fresh(job)
+    _refuse_starting_over(job)
     async with bind(job) as bound:
         layout, shards = bound.layout, bound.shards
         if not await asyncio.to_thread(layout.job.exists):
@@ -291,7 +291,7 @@ def _in_order(bound: BoundJob, shards: Iterable[str] | None) -> list[str]:
     return [name for name in names if name in wanted]
 
 
-def _refuse_fresh(job: Job) -> None:
+def _refuse_starting_over(job: Job) -> None:
     if job.fresh or job.reuse:
         raise ConfigurationError(
             "a job whose shards are fetched separately can't start over, because other processes may be at work; to "

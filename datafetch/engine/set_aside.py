@@ -25,9 +25,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from datafetch.engine.job import hash_of
-from datafetch.engine.own_files import written_files
-from datafetch.output.formats import format_of
-from datafetch.store.atomic import make_folder, move, refuse_links_above, sync, write_atomically
+from datafetch.engine.own_files import removable_files, written_files
+from datafetch.store.atomic import make_folder, move, sync, write_atomically
 from datafetch.store.job_file import JobFile, read_job_file
 from datafetch.store.layout import OutputLayout
 
@@ -56,9 +55,7 @@ def set_aside(layout: OutputLayout, job: JobFile) -> None:
         ConfigurationError: Its folder has files of others that the trainer would count, or there are links below it.
         OSError: The disk can't be written; ``complete_set_aside`` goes on.
     """
-    files = written_files(layout, job.identity)
-    if format_of(layout).allows_other_files:
-        refuse_links_above(files, layout.out)
+    removable_files(layout, job.identity)
     numbers = [int(path.name) for path in _folders(layout)]
     folder = layout.previous / f"{max(numbers, default=0) + 1}"
     earlier = _layout_in(layout, folder)

@@ -22,9 +22,9 @@ from datafetch.engine.recipe import PlannedDataset
 from datafetch.errors import DatafetchError, ManifestError
 from datafetch.fetch import Fetcher
 from datafetch.fetch.ranges import NoRangesError, RemoteRanges
+from datafetch.model.activities import Activity, ActivityUnit
 from datafetch.model.interfaces import Dataset
 from datafetch.model.location import at_mirror, is_url, without_secrets
-from datafetch.model.steps import Step, StepUnit
 from datafetch.process.event_loop import run_to_end
 from datafetch.process.threads import run_in_thread
 
@@ -78,11 +78,11 @@ def check_sources(planned: Sequence[PlannedDataset]) -> list[SourceAnswer]:
 async def _check_all(planned: Sequence[PlannedDataset]) -> list[SourceAnswer]:
     at_once = asyncio.Semaphore(_ASKED_AT_ONCE)
 
-    step = Step("asking sources", len(planned), StepUnit.SOURCE)
+    activity = Activity("asking sources", len(planned), ActivityUnit.SOURCE)
 
     async def check(one: PlannedDataset) -> SourceAnswer:
         answer = await ask(one)
-        step.advance(1)
+        activity.advance(1)
         return answer
 
     async def ask(one: PlannedDataset) -> SourceAnswer:
@@ -97,7 +97,7 @@ async def _check_all(planned: Sequence[PlannedDataset]) -> list[SourceAnswer]:
         known = [size for size in sizes if size is not None]
         return SourceAnswer(one.part.name, place, len(sizes), sum(known) if len(known) == len(sizes) else None)
 
-    with step:
+    with activity:
         return await asyncio.gather(*map(check, planned))
 
 

@@ -24,6 +24,7 @@ from aiohttp import ClientError
 from datafetch.fetch.connection import Connection, Endpoint, ResponseProtocol
 from datafetch.fetch.dns.resolver import Resolver
 from datafetch.fetch.happy_eyeballs import connect_to_first
+from datafetch.fetch.means import LATELY_S
 from datafetch.fetch.policy import FetchPolicy
 from datafetch.fetch.proxies import Proxies
 from datafetch.fetch.request_writer import connect_request
@@ -32,7 +33,6 @@ from datafetch.model.outcome import Permission
 
 _MAX_IDLE = 128  # enough for the few hosts that a manifest has many images of
 _MAX_IDLE_S = 5.0
-_LATELY_S = 1.0
 
 # What OpenSSL says of a name and of its own code, which would tell apart failures of one reason.
 _TLS_SPECIFICS = re.compile(r" for '[^']*'| \(_ssl\.c:\d+\)")
@@ -94,7 +94,7 @@ class Connections:
     @property
     def has_connected_lately(self) -> bool:
         """Whether a connection was made within the last second, wherever to."""
-        return self._loop.time() - self._connected_at_s < _LATELY_S
+        return self._loop.time() - self._connected_at_s < LATELY_S
 
     def take_idle(self, endpoint: Endpoint) -> Connection | None:
         """Take the most recently used idle connection to an endpoint, if there is one."""

@@ -32,7 +32,6 @@ from datafetch.fetch.limiter import Limiter
 from datafetch.fetch.memory import BodyBudget, Reservation
 from datafetch.fetch.pauses import Pauses
 from datafetch.fetch.policy import FetchPolicy
-from datafetch.fetch.proxies import unused_proxy
 from datafetch.fetch.receive_rate import ReceiveRate
 from datafetch.fetch.requester import Requester
 from datafetch.fetch.statistics import FetchStatistics
@@ -135,7 +134,7 @@ class Fetcher:
     @property
     def unused_proxy(self) -> str:
         """The environment variable that names a proxy which is not used; empty if there is none."""
-        return "" if self._policy.trust_env else unused_proxy()
+        return self._requester.unused_proxy
 
     @property
     def used_proxies(self) -> str:

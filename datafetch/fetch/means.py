@@ -33,7 +33,7 @@ from tenacity import AsyncRetrying, RetryCallState, retry_if_result, stop_after_
 
 from datafetch.errors import ResourceError
 
-_LATELY_S = 1.0  # a suspect failure takes longer to come about, so the means worked while it did
+LATELY_S = 1.0  # a suspect failure takes longer to come about, so the means worked while it did
 _PATIENCE_S = 30.0  # a router restarts, a VPN reconnects, a laptop changes networks
 _PATIENCE_AT_START_S = 5.0  # what has never worked is more likely to be set up wrongly
 _PAUSE = wait_exponential(multiplier=0.25, max=4.0)
@@ -57,7 +57,7 @@ class Means:
         self._probe = probe
         self._problem = problem
         self._remedy = remedy
-        self._lately_s = _LATELY_S if remembers else -1.0
+        self._lately_s = LATELY_S if remembers else -1.0
         self._worked_at_s = -math.inf
         self._was_missing_at_s = -math.inf
         self._probing: asyncio.Task[bool] | None = None

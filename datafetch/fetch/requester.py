@@ -71,6 +71,7 @@ class Requester:
         concurrency: Decides how many requests may be open.
         limiter: Has a slot for each of the open requests.
         hosts: Has the slots of each host.
+        unused_proxy: The environment variable that names a proxy which is not used; empty if there is none.
         resolver: Finds the addresses of hosts, and knows whether the name servers answer.
     """
 
@@ -83,8 +84,8 @@ class Requester:
         self._policy = policy
         self._body_reader = BodyReader(policy, self._count_bytes)
         self._failed_lookups = 0
-        unused = "" if policy.trust_env else unused_proxy()
-        self._proxy_hint = f", or use the proxy in {unused} with --trust-env" if unused else ""
+        self.unused_proxy = "" if policy.trust_env else unused_proxy()
+        self._proxy_hint = f", or use the proxy in {self.unused_proxy} with --trust-env" if self.unused_proxy else ""
         self._route = Means(
             _has_public_route,
             problem=lambda: "this machine has no network: there is no route to any public address",

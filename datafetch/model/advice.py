@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from datafetch.model.outcome import FailureKind
 
-_MAX_NETWORKS = 3
+_MAX_PROPOSED_NETWORKS = 3
 _NETWORK_KINDS = frozenset(
     {
         FailureKind.CONNECT,
@@ -75,7 +75,7 @@ class FailedAlike:
     def advice(self) -> Advice | None:
         """The option that helps, with the networks to allow in it where they are known and few; None if none does."""
         advice = None if self.is_permitted else ADVICE.get(self.kind)
-        if advice is None or not 0 < len(self.networks) <= _MAX_NETWORKS:
+        if advice is None or not 0 < len(self.networks) <= _MAX_PROPOSED_NETWORKS:
             return advice
         return replace(advice, option=" ".join(f"--allow-net {network}" for network in self.networks))
 

@@ -1,4 +1,4 @@
-"""Enumerations that several packages use: loaders, payloads, and names of counters."""
+"""Enumerations that several packages use: loaders, payloads, names of counters, and states of outputs."""
 
 from __future__ import annotations
 
@@ -43,3 +43,14 @@ class CounterName(StrEnum):
     SKIPPED = "not_asked"
     """Images that were not requested, or whose request was cancelled, because their document was lost: as many as
     failed as ``not_requested``, which earlier versions counted here alone."""
+
+
+class OutputState(StrEnum):
+    """What a run would do with an output."""
+
+    NEW = "new"
+    RESUMED = "resumed"
+    STARTED_OVER = "started over"
+    REUSED = "reused"
+    COMPLETE = "complete"
+    REFUSED = "refused"

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from datafetch.model.bounds import Amount, Count, ShortText
+from datafetch.model.remaining import remaining_s
 
 _MANY_PER_MOVING = 8  # waiting images for each that moves
 
@@ -99,4 +100,4 @@ class Statistics:
 
     def left_s(self, images: int, images_per_s: float) -> float | None:
         """How many seconds some images will take at a pace; None if there are none, or nothing or little is sent."""
-        return None if images <= 0 or images_per_s <= 0 or self.is_stalled else images / images_per_s
+        return None if self.is_stalled else remaining_s(images, images_per_s)

@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 from datafetch.errors import ConfigurationError
 from datafetch.model.bounds import Count
 from datafetch.model.ledger_line import LedgerLine
-from datafetch.model.outcome import OK
+from datafetch.model.outcome import OK, FailureKind
 from datafetch.model.regular_file import open_regular
 from datafetch.monitor.image_lines import read_image_lines
 from datafetch.monitor.observed_output import ObservedOutput
@@ -190,7 +190,7 @@ def _why_lost(output: ObservedOutput, lines: tuple[LedgerLine, ...]) -> str:
 
 def outcome_text(line: LedgerLine) -> str:
     """An outcome with its HTTP status, if it is for that that the image failed."""
-    return f"{line.outcome} {line.status}" if line.outcome == "http_status" else line.outcome
+    return f"{line.outcome} {line.status}" if line.outcome == FailureKind.HTTP_STATUS else line.outcome
 
 
 def _dropped(output: ObservedOutput, key: str) -> Iterator[DroppedRecord]:

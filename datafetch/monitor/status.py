@@ -16,6 +16,7 @@ from pathlib import Path
 from datafetch.errors import ConfigurationError
 from datafetch.model.bounds import Amount
 from datafetch.model.outcome import OK
+from datafetch.model.remaining import remaining_s
 from datafetch.model.report import ReshardedEpoch
 from datafetch.model.statistics import Waiting
 from datafetch.monitor.at_work import find_holder, is_held
@@ -132,9 +133,9 @@ class Status:
     def left_s(self) -> float | None:
         """How many seconds the rest will take at the current rate; None if that is unknown, or nothing is sent."""
         is_stalled = all(one.statistics.is_stalled for one in self.at_work)
-        if is_stalled or self.open_images is None or not self.images_per_s:
+        if is_stalled or self.open_images is None or self.images_per_s is None:
             return None
-        return self.open_images / self.images_per_s
+        return remaining_s(self.open_images, self.images_per_s)
 
     @property
     def by_kind(self) -> dict[str, int]:
@@ -211,7 +212,7 @@ def read_status(out: Path | str) -> Status:
     else:  # without a report the last step is missing: resharding, for example
         state = RunState.INTERRUPTED
     images = counts.outcomes.total()
-    pace = _pace(layout, at_work, snapshots)
+    timing = _timing(layout, at_work, snapshots)
     return Status(
         dataset=job.dataset,
         out=layout.out,
@@ -231,8 +232,8 @@ def read_status(out: Path | str) -> Status:
         published_bytes=_published_bytes(layout, counts),
         spooled_bytes=counts.spooled_bytes,
         fetched_bytes=counts.fetched_bytes,
-        images_per_s=pace.images_per_s if pace else None,
-        elapsed_s=pace.elapsed_s if pace else None,
+        images_per_s=timing.images_per_s if timing else None,
+        elapsed_s=timing.elapsed_s if timing else None,
         at_work=at_work,
         has_open_retry=has_open_retry,
         waiting=_waiting(at_work),
@@ -326,23 +327,23 @@ def _expected_images(
 
 
 @dataclass(frozen=True, slots=True)
-class _Pace:
+class _Timing:
     images_per_s: Amount
     elapsed_s: Amount
 
 
-def _pace(
+def _timing(
     layout: OutputLayout, at_work: Sequence[ProgressSnapshot], snapshots: Sequence[ProgressSnapshot]
-) -> _Pace | None:
+) -> _Timing | None:
     """The pace of the run at work; without one, the pace in the last report, or else in the last heartbeats."""
     if not at_work:
-        reported = read_if_sound(layout.report, _Pace)
+        reported = read_if_sound(layout.report, _Timing)
         if reported is not None:
             return reported
     latest = at_work or snapshots
     if not latest:
         return None
-    return _Pace(sum(one.images_per_s for one in latest), max(one.statistics.elapsed_s for one in latest))
+    return _Timing(sum(one.images_per_s for one in latest), max(one.statistics.elapsed_s for one in latest))
 
 
 def _published_bytes(layout: OutputLayout, counts: OutputCounts) -> int:

@@ -36,13 +36,15 @@ def datasets(
     """Show the recipe's datasets, and how much of each is there."""
     if check_sources:
         from datafetch.cli.recipe import report_sources  # noqa: PLC0415 - it loads the engine
-        from datafetch.cli.reporter import Reporting  # noqa: PLC0415
+        from datafetch.cli.reporter import open_reporter  # noqa: PLC0415
         from datafetch.engine.recipe import plan_recipe  # noqa: PLC0415
 
         def change(job: Job) -> Job:
             return replace(job, mirror=mirror, fetch=replace(job.fetch, allow_net=tuple(allow_net or ())))
 
-        return report_sources(plan_recipe(STEPS, root, {}, {}, change), Reporting(), as_json=json)
+        planned = plan_recipe(STEPS, root, {}, {}, change)
+        with open_reporter():
+            return report_sources(planned, as_json=json)
     if mirror or allow_net:
         raise ConfigurationError("--mirror and --allow-net are for --check-sources; without it, nobody is asked")
     show_datasets(read_recipe_status(root), root, as_json=json)

@@ -96,14 +96,14 @@ def prepare(  # noqa: PLR0913 - one parameter an option
     reporting = given.apply(Reporting())
     if repeated is not None:
         repeated.refuse_contradiction(own)
-        with open_reporter(reporting):
-            repeated.log_left_out()
     planned = [PlannedDataset(part_of(target), own.out, own)]
-    if dry_run:
-        return report_dry_run(planned, reporting, repeated, as_json=json)
-    if check_sources:
-        return report_sources(planned, reporting, as_json=json)
     with open_reporter(reporting) as reporter:
+        if repeated is not None:
+            repeated.log_left_out()
+        if dry_run:
+            return report_dry_run(planned, repeated, as_json=json)
+        if check_sources:
+            return report_sources(planned, as_json=json)
         report = run(own, observers=[partial(show_progress, reporter=reporter)], repeated=repeated)
         show_report(report, as_json=json)
         return exit_code_of(report, min_success)

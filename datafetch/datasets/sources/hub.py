@@ -27,7 +27,7 @@ from urllib.parse import quote
 import msgspec
 
 from datafetch.errors import ConfigurationError, ManifestError, ResourceError
-from datafetch.model.steps import Step, StepUnit
+from datafetch.model.activities import Activity, ActivityUnit
 from datafetch.process.child import child_command, start_failure
 
 _SCHEME = "hf://"
@@ -211,7 +211,7 @@ async def _talk(process: asyncio.subprocess.Process, request: Request) -> bytes:
         await process.stdin.drain()
     process.stdin.close()
     begun, answer = bytearray(), b""
-    with Step(f"downloading {request.repository}", len(request.names), StepUnit.FILE) as step:
+    with Activity(f"downloading {request.repository}", len(request.names), ActivityUnit.FILE) as activity:
         while piece := await process.stdout.read(_PIECE_BYTES):
             begun += piece
             if b"\n" not in piece:
@@ -219,7 +219,7 @@ async def _talk(process: asyncio.subprocess.Process, request: Request) -> bytes:
             *lines, begun = begun.split(b"\n")
             for line in lines:
                 if line == DOWNLOADED:
-                    step.advance(1)
+                    activity.advance(1)
                 else:
                     answer = bytes(line)
     await process.wait()

@@ -18,28 +18,30 @@ from zips import write_zip
 
 from datafetch import Job
 from datafetch.cli.app import main
-from datafetch.cli.progress_line import ProgressLine, run_line, step_line, with_step
+from datafetch.cli.progress_line import ProgressLine, activity_line, run_line, with_activity
 from datafetch.cli.report_targets import Target, Terminal
 from datafetch.cli.reporter import Reporter, Reporting, open_reporter, receiving
 from datafetch.demo.manifest import write_coyo_source
 from datafetch.demo.origin import Origin
 from datafetch.engine.published import download_file
 from datafetch.fetch import FetchPolicy
-from datafetch.model import steps
+from datafetch.model import activities
+from datafetch.model.activities import Activity, ActivityProgress, ActivityUnit
 from datafetch.model.statistics import Statistics
-from datafetch.model.steps import Step, StepProgress, StepUnit
 from datafetch.monitor.throughput import Pace
 
 LIST = DATA / "llava-instruct-ja/source/llava_instruct_ja_156k.json"
-DOWNLOAD = StepProgress("downloading 北海道.json", 5_000_000, 20_000_000, StepUnit.BYTE, 2_500_000.0, is_at_work=True)
-SCAN = StepProgress("reading ids", 32, 128, StepUnit.FILE, 2.0, is_at_work=True)
+DOWNLOAD = ActivityProgress(
+    "downloading 北海道.json", 5_000_000, 20_000_000, ActivityUnit.BYTE, 2_500_000.0, is_at_work=True
+)
+SCAN = ActivityProgress("reading ids", 32, 128, ActivityUnit.FILE, 2.0, is_at_work=True)
 
 
 @pytest.fixture
 def _at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Report every state of a step, although none of them takes a second here."""
-    monkeypatch.setattr(steps, "_FIRST_AFTER_S", 0.0)
-    monkeypatch.setattr(steps, "_INTERVAL_S", 0.0)
+    """Report every state of an activity, although none of them takes a second here."""
+    monkeypatch.setattr(activities, "_FIRST_AFTER_S", 0.0)
+    monkeypatch.setattr(activities, "_INTERVAL_S", 0.0)
     monkeypatch.setattr(Target, "interval_s", 0.0)
 
 
@@ -48,61 +50,61 @@ def progress_in(log: Path) -> list[str]:
     return re.findall(r"^\S+ progress: (.*)$", log.read_text(encoding="utf-8"), re.MULTILINE)
 
 
-def test_the_line_of_a_step() -> None:
+def test_the_line_of_an_activity() -> None:
     """What is done, how much of it, the pace and the time left; it fits a narrow terminal, too."""
-    line = step_line(DOWNLOAD)
+    line = activity_line(DOWNLOAD)
     assert line.whole() == "downloading 北海道.json  25.0% 5.0 MB/20.0 MB  2.5 MB/s  ETA 0:06"
     assert line.fitted(50) == "downloading 北海道.json  25.0%  2.5 MB/s  ETA 0:06"
     assert cell_len(line.fitted(40)) <= 40
-    assert step_line(SCAN).whole() == "reading ids  25.0% 32/128 files  ETA 0:48"
+    assert activity_line(SCAN).whole() == "reading ids  25.0% 32/128 files  ETA 0:48"
     done = replace(SCAN, done=128, is_at_work=False)
-    assert step_line(done).whole() == "reading ids  100.0% 128/128 files"
+    assert activity_line(done).whole() == "reading ids  100.0% 128/128 files"
     evil = replace(DOWNLOAD, what="downloading \x1b[2J\r")
-    assert step_line(evil).whole().isprintable()
+    assert activity_line(evil).whole().isprintable()
 
 
-def test_a_step_during_a_run_is_a_field_of_its_line() -> None:
+def test_an_activity_during_a_run_is_a_field_of_its_line() -> None:
     """It has a place at 80 columns while nothing else is known."""
     nothing = Statistics(None, 0, 0, 0, 128, 0, 0, 64, 0, 1.0)
-    line = with_step(run_line(nothing, Pace()), SCAN)
+    line = with_activity(run_line(nothing, Pace()), SCAN)
     assert line.whole() == "0 images  0 ok  0/128 shards  reading ids 25.0% 32/128 files ETA 0:48"
     assert line.fitted(80) == "0 images  0 ok  0/128 shards  reading ids 25.0% 32/128 files ETA 0:48"
     assert line.fitted(40) == "0 images  0 ok  reading ids 32/128"
 
 
-def test_steps_that_are_over_soon_are_not_reported(caplog: pytest.LogCaptureFixture) -> None:
+def test_activities_that_are_over_soon_are_not_reported(caplog: pytest.LogCaptureFixture) -> None:
     """Neither is anything, unless somebody asks for it."""
     caplog.set_level(logging.DEBUG)
-    with Step("copying", 10, StepUnit.FILE) as step:
-        step.advance(10)
+    with Activity("copying", 10, ActivityUnit.FILE) as activity:
+        activity.advance(10)
     assert not caplog.records
 
 
 @pytest.mark.usefixtures("_at_once")
-def test_the_pace_of_a_step_is_that_of_its_own_work(caplog: pytest.LogCaptureFixture) -> None:
+def test_the_pace_of_an_activity_is_that_of_its_own_work(caplog: pytest.LogCaptureFixture) -> None:
     """What was done before, and what is skipped, does not count; before the first part is done, nothing is known."""
     caplog.set_level(logging.DEBUG)
-    step = Step("reading", 10, StepUnit.FILE, done=2)
-    with step:
-        step.skip(3)
-    with step:
-        step.advance(5)
-    seen = [record.__dict__["step"] for record in caplog.records]
-    assert all(isinstance(one, StepProgress) for one in seen)
+    activity = Activity("reading", 10, ActivityUnit.FILE, done=2)
+    with activity:
+        activity.skip(3)
+    with activity:
+        activity.advance(5)
+    seen = [record.__dict__["activity"] for record in caplog.records]
+    assert all(isinstance(one, ActivityProgress) for one in seen)
     assert [(one.done, one.is_at_work) for one in seen] == [(2, True), (5, False), (5, True), (10, True), (10, False)]
     assert [one.per_s > 0 for one in seen] == [False, False, False, True, True]
     assert seen[-1].left_s is None
 
 
 @pytest.mark.usefixtures("_at_once")
-def test_a_step_has_a_live_line_on_a_terminal() -> None:
+def test_an_activity_has_a_live_line_on_a_terminal() -> None:
     """Its last state stays, and the next thing has a line of its own."""
     screen = io.StringIO()
     reporter = Reporter(Terminal(Console(file=screen, force_terminal=True, width=80)))
     with receiving(reporter):
-        with Step("asking sources", 2, StepUnit.SOURCE) as step:
-            step.advance(1)
-            step.advance(1)
+        with Activity("asking sources", 2, ActivityUnit.SOURCE) as activity:
+            activity.advance(1)
+            activity.advance(1)
         with reporter.progress():
             reporter.show(
                 ProgressLine(run_line(Statistics(5, 5, 0, 0, 1, 1, 0, 1, 0, 1.0), Pace()).fields), is_end=True

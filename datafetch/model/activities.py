@@ -1,9 +1,9 @@
-"""Steps: work besides the fetching of images that may take minutes, such as downloads and scans, and its progress.
+"""Activities: work besides the fetching of images that may take minutes, such as downloads and scans, and its progress.
 
 Theory of operation. A run has observers only while it fetches, and much of what comes before happens in threads and in
-packages that know nothing of runs. So the progress of a step goes the way of the library's messages: as a log record,
-of level DEBUG, under the name of this module. The record has the progress as its attribute ``step``. A step that takes
-less than a second leaves no record, and others leave a few a second.
+packages that know nothing of runs. So the progress of an activity goes the way of the library's messages: as a log
+record, of level DEBUG, under the name of this module. The record has the progress as its attribute ``activity``. An
+activity that takes less than a second leaves no record, and others leave a few a second.
 """
 
 from __future__ import annotations
@@ -15,15 +15,17 @@ from enum import StrEnum
 from types import TracebackType
 from typing import Self
 
+from datafetch.model.remaining import remaining_s
+
 LOGGER = __name__
-"""The name under which steps are logged."""
+"""The name under which activities are logged."""
 _log = logging.getLogger(LOGGER)
 _FIRST_AFTER_S = 1.0
 _INTERVAL_S = 0.25
 
 
-class StepUnit(StrEnum):
-    """What a step consists of."""
+class ActivityUnit(StrEnum):
+    """What an activity consists of."""
 
     BYTE = "byte"
     FILE = "file"
@@ -31,8 +33,8 @@ class StepUnit(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class StepProgress:
-    """The progress of a step.
+class ActivityProgress:
+    """The progress of an activity.
 
     Attributes:
         what: What is done, for people, such as "downloading list.json"; it may quote foreign names.
@@ -46,19 +48,18 @@ class StepProgress:
     what: str
     done: int
     total: int
-    unit: StepUnit
+    unit: ActivityUnit
     per_s: float
     is_at_work: bool
 
     @property
     def left_s(self) -> float | None:
         """How many seconds the rest will take; None if nothing is left, or nothing has been done yet."""
-        left = self.total - self.done
-        return left / self.per_s if left > 0 and self.per_s > 0 else None
+        return remaining_s(self.total - self.done, self.per_s)
 
 
-class Step:
-    """A step: ``with step: … step.advance(count) …``, once, or whenever it is worked on.
+class Activity:
+    """An activity: ``with activity: … activity.advance(count) …``, once, or whenever it is worked on.
 
     Args:
         what: What is done, for people.
@@ -67,7 +68,7 @@ class Step:
         done: How much was done before.
     """
 
-    def __init__(self, what: str, total: int, unit: StepUnit, *, done: int = 0) -> None:
+    def __init__(self, what: str, total: int, unit: ActivityUnit, *, done: int = 0) -> None:
         self._what = what
         self._total = total
         self._unit = unit
@@ -111,5 +112,7 @@ class Step:
     def _log(self, *, is_at_work: bool) -> None:
         worked_s = self._worked_now_s()
         per_s = (self._done - self._before) / worked_s if worked_s > 0 else 0.0
-        now = StepProgress(self._what, self._done, self._total, self._unit, per_s, is_at_work)
-        _log.debug("%s: %s of %s", self._what, f"{self._done:,}", f"{self._total:,} {self._unit}s", extra={"step": now})
+        now = ActivityProgress(self._what, self._done, self._total, self._unit, per_s, is_at_work)
+        _log.debug(
+            "%s: %s of %s", self._what, f"{self._done:,}", f"{self._total:,} {self._unit}s", extra={"activity": now}
+        )

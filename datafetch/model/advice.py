@@ -55,6 +55,7 @@ class FailedAlike:
         networks: The networks that would have to be allowed (``--allow-net``), each once, as far as they are known.
         is_permitted: Whether the option against this kind was in use already.
         unused_proxy: The environment variable that names a proxy which is not used; empty if there is none.
+        has_others: Whether the output has images that were not requested by this run, which starting over would delete.
     """
 
     images: int
@@ -63,6 +64,7 @@ class FailedAlike:
     networks: tuple[str, ...] = ()
     is_permitted: bool = False
     unused_proxy: str = ""
+    has_others: bool = False
 
     @property
     def advice(self) -> Advice | None:
@@ -81,7 +83,8 @@ class FailedAlike:
         how = f"with HTTP status {self.status}" if self.kind is FailureKind.HTTP_STATUS else f"as {self.kind}"
         advice = self.advice
         if advice is not None:
-            help_ = f"; {advice.option} {advice.effect}: give it with --fresh, or to 'datafetch retry' afterwards"
+            fresh = "" if self.has_others else "with --fresh, or "
+            help_ = f"; {advice.option} {advice.effect}: give it {fresh}to 'datafetch retry' afterwards"
         elif self.kind in _NETWORK_KINDS:
             proxy = f"; the proxy in {self.unused_proxy} is used only with --trust-env" if self.unused_proxy else ""
             help_ = f"; check this machine's network{proxy}"

@@ -138,23 +138,34 @@ def test_a_lost_count_costs_no_request(job: Job, own_origin: Origin) -> None:
     assert own_origin.requests() == requests
 
 
-def test_all_shards_can_be_lost(job: Job) -> None:
-    """Even the folder of the output can be made again."""
-    before, out = files_of(job), Path(job.out)
-    for path in out.iterdir():
-        path.unlink()
-    out.rmdir()
+@pytest.mark.parametrize("is_mount_point", [False, True])
+def test_a_folder_that_is_gone_as_a_whole_is_not_fetched_again(
+    job: Job, own_origin: Origin, tmp_path: Path, is_mount_point: bool
+) -> None:
+    """It was moved, or its disk is not mounted, so the run asks for nothing and says what to do."""
+    before, requests, out = files_of(job), own_origin.requests(), Path(job.out)
+    out.rename(tmp_path / "moved")
+    if is_mount_point:  # whose disk is not mounted
+        out.mkdir()
+    with pytest.raises(ConfigurationError, match=r"has none of its 2 shards: .* put them back .* --fresh fetches all"):
+        run(job)
+    assert own_origin.requests() == requests
+    if is_mount_point:
+        out.rmdir()
+    (tmp_path / "moved").rename(out)
     run(job)
     assert files_of(job) == before
+    assert own_origin.requests() == requests
 
 
-def test_what_cannot_be_fetched_any_more_is_a_failure(job: Job) -> None:
+def test_what_cannot_be_fetched_any_more_is_a_failure(job: Job, caplog: pytest.LogCaptureFixture) -> None:
     """The rows and counts follow, the shards are cut again for the ranks, and a later retry brings all of it back."""
     before, lost = files_of(job), Path(job.out, "part-00001.pkl")
     rows = len(rows_in(lost))
     _truncate(lost)
     report = run(replace(job, fetch=BLOCKED))
     assert report.totals.outcomes["blocked_address"] == rows
+    assert "in a network that you trust: give it to 'datafetch retry' afterwards" in caplog.text
     assert (report.totals.rows, report.totals.samples) == (IMAGES - 2 - rows, IMAGES)
     assert len(read_rows(job)) == IMAGES - 2 - rows
     assert run_check(Check(job.out, processes=1)).problems == ()
@@ -279,7 +290,8 @@ def test_a_file_that_cannot_be_read_is_not_lost(
     """Its disk may be at fault, so the run stops, and asks for nothing; status says so."""
     ledgers, requests = _ledgers_of(job), own_origin.requests()
     harm(Path(job.out, name))
-    for call in (lambda: run(job), lambda: retry(job.out)):
+    calls: list[Callable[[], object]] = [lambda: run(job), lambda: retry(job.out)]
+    for call in calls:
         with pytest.raises(ResourceError, match=rf"cannot read the shards of .*{name}.*run the same command again"):
             call()
     assert (_ledgers_of(job), own_origin.requests()) == (ledgers, requests)
@@ -309,7 +321,7 @@ def test_rows_of_an_interrupted_retry_are_kept(job: Job, tmp_path: Path) -> None
     layout = OutputLayout(Path(job.out))
     assert list(layout.added.glob("*.pkl"))
     for path in Path(job.out).glob("*.pkl"):
-        path.unlink()
+        path.write_bytes(b"")
     assert run(job).totals.rows == IMAGES - 1
     assert retry(job.out).totals.rows == IMAGES - 1
     healed = replace(job, out=str(tmp_path / "healed"))

@@ -148,6 +148,7 @@ def judge_claim(
     record = read_reshard_record(layout)
     if record is not None:
         record.refuse_missing_ledgers(layout)
+        record.refuse_all_lost(layout)
     if settings["world_size"] is None and record is not None:
         raise ConfigurationError(
             f"{layout.out} is resharded, and --no-reshard can't bring back the shards of the manifest; "

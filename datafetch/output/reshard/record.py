@@ -125,6 +125,20 @@ class ReshardRecord:
                     "interrupted)"
                 )
 
+    def refuse_all_lost(self, layout: OutputLayout) -> None:
+        """Check that the output has one of its shards: a folder that is gone as a whole is hardly ever lost.
+
+        Raises:
+            ConfigurationError: It has none.
+            ResourceError: It can't be told, because a file can't be read.
+        """
+        if layout.resharded.exists() or any(_is_there(layout, name) for name in self.files):
+            return  # an interrupted swap is completed
+        raise ConfigurationError(
+            f"{layout.out} has none of its {len(self.files):,} shards: if they were moved, or their disk is not "
+            f"mounted, put them back and run the same command again; if they are lost, --fresh fetches all images again"
+        )
+
     def refuse_missing(self, layout: OutputLayout) -> None:
         """Check that all shards exist, and the ledgers of all of their samples.
 
@@ -146,9 +160,24 @@ def _is_whole(layout: OutputLayout, name: str, file: ReshardedFile) -> bool:
         return rows.stat().st_size == file.size_bytes and read_count(count) == file.rows
     except (FileNotFoundError, ManifestError):
         return False
-    except OSError as error:  # a fault of the disk, or of the way to it: the rows may be there all the same
-        raise_if_exhausted(error)
-        raise ResourceError.from_disk_error(error, f"read the shards of {layout.out}") from error
+    except OSError as error:
+        raise _unreadable(layout, error) from error
+
+
+def _is_there(layout: OutputLayout, name: str) -> bool:
+    try:
+        (layout.out / f"{name}{ROWS_SUFFIX}").stat()
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        raise _unreadable(layout, error) from error
+    return True
+
+
+def _unreadable(layout: OutputLayout, error: OSError) -> ResourceError:
+    """The error for a fault of the disk, or of the way to it: the rows may be there all the same."""
+    raise_if_exhausted(error)
+    return ResourceError.from_disk_error(error, f"read the shards of {layout.out}")
 
 
 def read_reshard_record(layout: OutputLayout) -> ReshardRecord | None:

@@ -138,6 +138,39 @@ def test_a_lost_count_costs_no_request(job: Job, own_origin: Origin) -> None:
     assert own_origin.requests() == requests
 
 
+def test_a_damaged_shard_is_kept(job: Job, caplog: pytest.LogCaptureFixture) -> None:
+    """Rows of it may be readable; a repair moves it into the state folder, and --fresh deletes it."""
+    lost, kept = Path(job.out, "part-00001.pkl"), OutputLayout(Path(job.out)).damaged / "part-00001.pkl"
+    for cut in (-1, -1000):
+        damaged = lost.read_bytes()[:cut]
+        lost.write_bytes(damaged)
+        run(replace(job, fetch=BLOCKED) if cut == -1000 else job)
+        assert kept.read_bytes() == damaged
+        assert f"{lost} was damaged, and is kept as {kept}" in caplog.text
+    target = lost.rename(lost.parent.parent / "elsewhere")
+    lost.symlink_to(target)
+    _truncate(target)
+    run(job)
+    assert kept.read_bytes() == target.read_bytes()
+    assert not kept.is_symlink()
+    run(replace(job, fresh=True))
+    assert not kept.parent.exists()
+
+
+def test_bytes_at_the_end_of_a_shard_cost_no_request(job: Job, own_origin: Origin) -> None:
+    """All rows are as they were written, by their checksum; if they are not, they are fetched again."""
+    before, requests, path = files_of(job), own_origin.requests(), Path(job.out, "part-00001.pkl")
+    whole = path.read_bytes()
+    path.write_bytes(whole + b"\n")
+    run(job)
+    assert files_of(job) == before
+    assert own_origin.requests() == requests
+    path.write_bytes(whole.replace(b"/9j/", b"/9k/", 1) + b"\n")
+    run(job)
+    assert files_of(job) == before
+    assert own_origin.requests() != requests
+
+
 @pytest.mark.parametrize("is_mount_point", [False, True])
 def test_a_folder_that_is_gone_as_a_whole_is_not_fetched_again(
     job: Job, own_origin: Origin, tmp_path: Path, is_mount_point: bool

@@ -304,6 +304,7 @@ def _start_over(layout: OutputLayout, *, keeps_files: bool = False) -> None:
         layout.scans,
         layout.added,
         layout.before_repair,
+        layout.damaged,
         layout.resharding,
         layout.resharded,
         layout.replaced,

@@ -377,7 +377,7 @@ def test_a_shard_without_rows_takes_no_resharded_file_along(tmp_path: Path, urls
 
 
 def test_the_command_says_what_it_makes_again(
-    job: Job, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    job: Job, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A line says which file is missing, another one how many rows are fetched, and verify passes afterwards."""
     root = Path(job.out).parent
@@ -401,6 +401,13 @@ def test_the_command_says_what_it_makes_again(
     assert f"the images of {rows} lost rows are fetched again" in printed.err
     assert f"this run: {rows} images arrived" in printed.out
     assert main(["verify", str(out), "--processes", "1"]) == 0
+    capfd.readouterr()
+    out.rename(tmp_path / "moved")
+    assert main([*arguments, *options]) == 2
+    assert capfd.readouterr().err.splitlines()[-1] == (
+        f"datafetch: {out} has none of its 2 shards: if they were moved, or their disk is not mounted, put them back "
+        "and run the same command again; if they are lost, --fresh fetches all images again"
+    )
 
 
 @pytest.mark.slow

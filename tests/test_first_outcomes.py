@@ -125,6 +125,15 @@ def test_a_proxy_that_is_used_is_named_where_it_may_be_the_cause(caplog: pytest.
         assert hint not in _warnings([failure], caplog, used_proxies=proxies)[0]
 
 
+def test_starting_over_is_not_advised_where_it_would_delete_images() -> None:
+    """There are some if this run goes on with an output, or takes images from one."""
+    watch = FirstOutcomes("", has_others=lambda: True)
+    watch.add(_PRIVATE)
+    assert watch.failed_alike is not None
+    sentence = watch.failed_alike.sentence(is_over=True)
+    assert sentence.endswith("that you trust: give it to 'datafetch retry' afterwards")
+
+
 def test_a_few_networks_are_named(caplog: pytest.LogCaptureFixture) -> None:
     """Each once; of many none is."""
     blocked = [Failure(FailureKind.BLOCKED_ADDRESS, network=f"10.0.0.{number}") for number in range(4)]

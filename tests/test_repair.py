@@ -138,23 +138,67 @@ def test_a_lost_count_costs_no_request(job: Job, own_origin: Origin) -> None:
     assert own_origin.requests() == requests
 
 
-def test_all_shards_can_be_lost(job: Job) -> None:
-    """Even the folder of the output can be made again."""
-    before, out = files_of(job), Path(job.out)
-    for path in out.iterdir():
-        path.unlink()
-    out.rmdir()
+def test_a_damaged_shard_is_kept(job: Job, caplog: pytest.LogCaptureFixture) -> None:
+    """Rows of it may be readable; a repair moves it into the state folder, and --fresh deletes it."""
+    lost, kept = Path(job.out, "part-00001.pkl"), OutputLayout(Path(job.out)).damaged / "part-00001.pkl"
+    for cut in (-1, -1000):
+        damaged = lost.read_bytes()[:cut]
+        lost.write_bytes(damaged)
+        run(replace(job, fetch=BLOCKED) if cut == -1000 else job)
+        assert kept.read_bytes() == damaged
+        assert f"{lost} was damaged, and is kept as {kept}" in caplog.text
+    target = lost.rename(lost.parent.parent / "elsewhere")
+    lost.symlink_to(target)
+    _truncate(target)
+    run(job)
+    assert kept.read_bytes() == target.read_bytes()
+    assert not kept.is_symlink()
+    run(replace(job, fresh=True))
+    assert not kept.parent.exists()
+
+
+def test_bytes_at_the_end_of_a_shard_cost_no_request(job: Job, own_origin: Origin) -> None:
+    """All rows are as they were written, by their checksum; if they are not, they are fetched again."""
+    before, requests, path = files_of(job), own_origin.requests(), Path(job.out, "part-00001.pkl")
+    whole = path.read_bytes()
+    path.write_bytes(whole + b"\n")
     run(job)
     assert files_of(job) == before
+    assert own_origin.requests() == requests
+    path.write_bytes(whole.replace(b"/9j/", b"/9k/", 1) + b"\n")
+    run(job)
+    assert files_of(job) == before
+    assert own_origin.requests() != requests
 
 
-def test_what_cannot_be_fetched_any_more_is_a_failure(job: Job) -> None:
+@pytest.mark.parametrize("is_mount_point", [False, True])
+def test_a_folder_that_is_gone_as_a_whole_is_not_fetched_again(
+    job: Job, own_origin: Origin, tmp_path: Path, is_mount_point: bool
+) -> None:
+    """It was moved, or its disk is not mounted, so the run asks for nothing and says what to do."""
+    before, requests, out = files_of(job), own_origin.requests(), Path(job.out)
+    out.rename(tmp_path / "moved")
+    if is_mount_point:  # whose disk is not mounted
+        out.mkdir()
+    with pytest.raises(ConfigurationError, match=r"has none of its 2 shards: .* put them back .* --fresh fetches all"):
+        run(job)
+    assert own_origin.requests() == requests
+    if is_mount_point:
+        out.rmdir()
+    (tmp_path / "moved").rename(out)
+    run(job)
+    assert files_of(job) == before
+    assert own_origin.requests() == requests
+
+
+def test_what_cannot_be_fetched_any_more_is_a_failure(job: Job, caplog: pytest.LogCaptureFixture) -> None:
     """The rows and counts follow, the shards are cut again for the ranks, and a later retry brings all of it back."""
     before, lost = files_of(job), Path(job.out, "part-00001.pkl")
     rows = len(rows_in(lost))
     _truncate(lost)
     report = run(replace(job, fetch=BLOCKED))
     assert report.totals.outcomes["blocked_address"] == rows
+    assert "in a network that you trust: give it to 'datafetch retry' afterwards" in caplog.text
     assert (report.totals.rows, report.totals.samples) == (IMAGES - 2 - rows, IMAGES)
     assert len(read_rows(job)) == IMAGES - 2 - rows
     assert run_check(Check(job.out, processes=1)).problems == ()
@@ -310,7 +354,7 @@ def test_rows_of_an_interrupted_retry_are_kept(job: Job, tmp_path: Path) -> None
     layout = OutputLayout(Path(job.out))
     assert list(layout.added.glob("*.pkl"))
     for path in Path(job.out).glob("*.pkl"):
-        path.unlink()
+        path.write_bytes(b"")
     assert run(job).totals.rows == IMAGES - 1
     assert retry(job.out).totals.rows == IMAGES - 1
     healed = replace(job, out=str(tmp_path / "healed"))
@@ -333,7 +377,7 @@ def test_a_shard_without_rows_takes_no_resharded_file_along(tmp_path: Path, urls
 
 
 def test_the_command_says_what_it_makes_again(
-    job: Job, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    job: Job, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A line says which file is missing, another one how many rows are fetched, and verify passes afterwards."""
     root = Path(job.out).parent
@@ -359,6 +403,13 @@ def test_the_command_says_what_it_makes_again(
     assert f"the images of {rows} lost rows are fetched again" in printed.err
     assert f"this run: {rows} images arrived" in printed.out
     assert main(["verify", str(out), "--processes", "1"]) == 0
+    capfd.readouterr()
+    out.rename(tmp_path / "moved")
+    assert main([*arguments, *options]) == 2
+    assert capfd.readouterr().err.splitlines()[-1] == (
+        f"datafetch: {out} has none of its 2 shards: if they were moved, or their disk is not mounted, put them back "
+        "and run the same command again; if they are lost, --fresh fetches all images again"
+    )
 
 
 @pytest.mark.slow

@@ -147,6 +147,7 @@ def judge_claim(
     record = read_reshard_record(layout)
     if record is not None:
         record.refuse_missing_ledgers(layout)
+        record.refuse_all_lost(layout)
     if settings["world_size"] is None and record is not None:
         raise ConfigurationError(
             f"{layout.out} is resharded, and --no-reshard can't bring back the shards of the manifest; "
@@ -290,6 +291,7 @@ def _start_over(layout: OutputLayout, *, keeps_files: bool = False) -> None:
         layout.scans,
         layout.added,
         layout.before_repair,
+        layout.damaged,
         layout.resharding,
         layout.resharded,
         layout.replaced,

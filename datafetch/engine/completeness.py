@@ -57,6 +57,7 @@ def restore_missing_files(layout: OutputLayout) -> None:
     record = read_reshard_record(layout)
     if record is None:
         return
+    record.cut_to_size(layout)
     record.restore_counts(layout)
     missing = record.missing_files(layout)
     if missing:

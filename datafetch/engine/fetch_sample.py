@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from datafetch.engine.dedup import UrlDeduplicator
@@ -35,6 +35,7 @@ class SampleFetcher:
         transcode: body → Encoded or Failure.
         budget: The memory budget for bodies.
         retries: Whether an image whose transfer may have been cut is fetched once more.
+        have_arrived_before: Whether, by now, images are known that had arrived before this run.
 
     Attributes:
         outcomes: Number of images by outcome.
@@ -46,13 +47,23 @@ class SampleFetcher:
     """
 
     def __init__(
-        self, output: Output, *, source: ImageSource, transcode: ImageTranscoder, budget: BodyBudget, retries: bool
+        self,
+        output: Output,
+        *,
+        source: ImageSource,
+        transcode: ImageTranscoder,
+        budget: BodyBudget,
+        retries: bool,
+        have_arrived_before: Callable[[], bool],
     ) -> None:
         self.outcomes: Counter[str] = Counter()
         self.repeated = 0
         self.adopted = 0
         self.first_outcomes = FirstOutcomes(
-            source.fetch.unused_proxy, source.fetch.used_proxies, is_retry=output.retry is not None
+            source.fetch.unused_proxy,
+            source.fetch.used_proxies,
+            is_retry=output.retry is not None,
+            has_others=lambda: output.is_repair or self.adopted > 0 or have_arrived_before(),
         )
         self.transcoding = 0
         self.dedup = UrlDeduplicator()

@@ -7,6 +7,7 @@ another one, and not files that were in their place. The web at large never fail
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 
 from datafetch.model.advice import FailedAlike
 from datafetch.model.outcome import Encoded, FailureKind, Outcome, Permission
@@ -24,11 +25,20 @@ class FirstOutcomes:
         unused_proxy: The environment variable that names a proxy which is not used; empty if there is none.
         used_proxies: The proxies that are used, in words; empty if there are none.
         is_retry: Whether these images have all failed before; then nothing follows from their failing alike.
+        has_others: Whether, by now, the output is known to have images that were not requested by this run.
     """
 
-    def __init__(self, unused_proxy: str, used_proxies: str = "", *, is_retry: bool = False) -> None:
+    def __init__(
+        self,
+        unused_proxy: str,
+        used_proxies: str = "",
+        *,
+        is_retry: bool = False,
+        has_others: Callable[[], bool] = lambda: False,
+    ) -> None:
         self._unused_proxy = unused_proxy
         self._used_proxies = used_proxies
+        self._has_others = has_others
         self._images = self._not_tried = 0
         self._kind: FailureKind | None = None  # None as long as all hosts were down
         self._status: int | None = None
@@ -50,6 +60,7 @@ class FirstOutcomes:
             self._unused_proxy,
             self._used_proxies,
             self._not_tried if self._kind else 0,
+            self._has_others(),
         )
 
     def add(self, outcome: Outcome) -> None:

@@ -55,7 +55,12 @@ class Pipeline:
         self._transcode = transcode
         self._commit = commit
         self._fetcher = SampleFetcher(
-            output, source=source, transcode=transcode, budget=budget, retries=source.fetch.retries > 0
+            output,
+            source=source,
+            transcode=transcode,
+            budget=budget,
+            retries=source.fetch.retries > 0,
+            have_arrived_before=lambda: feed.ended_before[OK] > 0,
         )
         self._in_flight = source.call_limiter(TASKS_PER_CONNECTION)
         self._committing = asyncio.Semaphore(MAX_OPEN_SHARDS)

@@ -60,6 +60,7 @@ class FailedAlike:
         is_permitted: Whether the option against this kind was in use already.
         unused_proxy: The environment variable that names a proxy which is not used; empty if there is none.
         used_proxies: The proxies that are used, with the variables that name them; empty if there are none.
+        has_others: Whether the output has images that were not requested by this run, which starting over would delete.
     """
 
     images: int
@@ -70,6 +71,7 @@ class FailedAlike:
     unused_proxy: str = ""
     used_proxies: str = ""
     not_tried: int = 0
+    has_others: bool = False
 
     @property
     def advice(self) -> Advice | None:
@@ -88,7 +90,8 @@ class FailedAlike:
         how = f"with HTTP status {self.status}" if self.kind is FailureKind.HTTP_STATUS else f"as {self.kind}"
         advice = self.advice
         if advice is not None:
-            help_ = f"; {advice.option} {advice.effect}: give it with --fresh, or to 'datafetch retry' afterwards"
+            fresh = "" if self.has_others else "with --fresh, or "
+            help_ = f"; {advice.option} {advice.effect}: give it {fresh}to 'datafetch retry' afterwards"
         else:
             help_ = self._what_to_check()
         not_tried = f", or were not tried since their host was down ({self.not_tried:,})" if self.not_tried else ""

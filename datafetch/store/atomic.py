@@ -26,6 +26,7 @@ from datafetch.errors import ConfigurationError, ResourceError
 
 _CANT_SYNC = (errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS)  # on shared folders of VirtualBox and some FUSE filesystems
 _CANT_EXCHANGE = (errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS)  # on NFS, and before Linux 3.15
+_CANT_LINK = (errno.EPERM, errno.EACCES, errno.EXDEV, errno.EMLINK, *_CANT_EXCHANGE)  # on FAT, and some FUSE
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # <fcntl.h>, <linux/fs.h>
 
 _log = logging.getLogger(__name__)
@@ -63,6 +64,20 @@ def move(complete: Path, final: Path) -> None:
         if error.errno != errno.EXDEV:
             raise
         _publish_across(complete, final)
+
+
+def link_or_copy(source: Path, target: Path) -> None:
+    """Give the content of a file, which is only ever replaced as a whole, a second name; the caller syncs its folder.
+
+    A symbolic link is followed.
+    """
+    try:
+        os.link(source.resolve(), target)
+    except OSError as error:
+        if error.errno not in _CANT_LINK:
+            raise
+        shutil.copyfile(source, target)
+        sync(target)
 
 
 def refuse_unpublishable(folder: Path, final: Path) -> None:

@@ -141,6 +141,11 @@ class OutputLayout:
         return self.state_folder / "added"
 
     @property
+    def damaged(self) -> Path:
+        """The folder for resharded files that a repair has replaced although something was there."""
+        return self.state_folder / "damaged"
+
+    @property
     def before_repair(self) -> Path:
         """The folder for what an unfinished repair replaces, a folder for each shard."""
         return self.state_folder / "before-repair"

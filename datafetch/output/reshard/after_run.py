@@ -19,7 +19,7 @@ from datafetch.errors import ConfigurationError, ConservationError
 from datafetch.model.fields import invalid
 from datafetch.model.wording import counted
 from datafetch.output.formats import ROWS_SUFFIX
-from datafetch.output.reshard.before_repair import undo_repair
+from datafetch.output.reshard.before_repair import keep_damaged, undo_repair
 from datafetch.output.reshard.copy import ProgressMonitor, reshard_rows
 from datafetch.output.reshard.numbering import NumberedSamples
 from datafetch.output.reshard.plan import Int64s, Plan, Source, permutation
@@ -85,6 +85,7 @@ def reshard_output(layout: OutputLayout, shards: Sequence[str], plan: Plan, moni
     sources = list(_sources(layout, samples, before, lost, position_of_sample))
     if sum(source.copied_rows for source in sources) != rows:
         raise ConservationError(f"{layout.out}: the shards do not hold the {rows:,} rows that their ledgers list")
+    keep_damaged(layout, lost)
     packed = {shard: pack_bools(samples.has_row[span]).decode() for shard, span in samples.spans()}
     return reshard_rows(layout, sources, plan=plan, samples=packed, monitor=monitor)
 

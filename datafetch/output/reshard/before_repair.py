@@ -12,23 +12,20 @@ first is (``undoing`` exists in it), all are put back, whatever is missing then.
 
 from __future__ import annotations
 
-import errno
 import logging
-import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
 
-from datafetch.output.formats import PickleFormat
+from datafetch.errors import ResourceError, raise_if_exhausted
+from datafetch.output.formats import ROWS_SUFFIX, PickleFormat
 from datafetch.output.reshard.numbering import NumberedSamples
 from datafetch.output.reshard.record import ReshardRecord, read_reshard_record
-from datafetch.store.atomic import make_folder, sync, write_atomically
+from datafetch.store.atomic import link_or_copy, make_folder, sync, write_atomically
 from datafetch.store.layout import OutputLayout
 from datafetch.store.ledger import Bools, read_shard_summary
-
-_CANT_LINK = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EACCES)  # on FAT, and some FUSE
 
 _UNDOING = "undoing"
 
@@ -50,12 +47,34 @@ def keep_for_undo(layout: OutputLayout, shards: Iterable[str]) -> None:
         make_folder(unfinished)
         for path in _replaced_files(layout, shard):
             if path.exists():
-                _link_or_copy(path, unfinished / path.name)
+                link_or_copy(path, unfinished / path.name)
         sync(unfinished)
         make_folder(kept.parent)
         unfinished.rename(kept)
     if layout.before_repair.exists():
         sync(layout.before_repair)
+
+
+def keep_damaged(layout: OutputLayout, lost: Iterable[str]) -> None:
+    """Keep those lost files that are there, as they are now, in place of an earlier one: rows of them may be readable.
+
+    They stay where they are until the swap deletes them there.
+
+    Raises:
+        ResourceError: The disk is full or can't be written.
+    """
+    for name in lost:
+        path, kept = (folder / f"{name}{ROWS_SUFFIX}" for folder in (layout.out, layout.damaged))
+        try:
+            if path.is_file() and not (kept.exists() and kept.samefile(path)):
+                make_folder(layout.damaged)
+                kept.unlink(missing_ok=True)
+                link_or_copy(path, kept)
+                sync(layout.damaged)
+                _log.warning("%s was damaged, and is kept as %s", path, kept)
+        except OSError as error:
+            raise_if_exhausted(error)
+            raise ResourceError.from_disk_error(error, f"keep {path} in {layout.damaged}") from error
 
 
 def undo_needless(layout: OutputLayout) -> None:
@@ -136,7 +155,7 @@ def _put_back(layout: OutputLayout, shard: str) -> None:
             unfinished = layout.unpublished / path.name
             make_folder(unfinished.parent)
             unfinished.unlink(missing_ok=True)
-            _link_or_copy(before, unfinished)
+            link_or_copy(before, unfinished)
             unfinished.replace(path)
         if path.parent.exists():
             sync(path.parent)
@@ -156,14 +175,3 @@ def _replaced_files(layout: OutputLayout, shard: str) -> list[Path]:
 
 def _kept_ledger(layout: OutputLayout, shard: str) -> Path:
     return layout.before_repair / shard / layout.ledger(shard).name
-
-
-def _link_or_copy(source: Path, target: Path) -> None:
-    """Give the content of a file, which is only ever replaced as a whole, a second name on disk."""
-    try:
-        os.link(source, target)
-    except OSError as error:
-        if error.errno not in _CANT_LINK:
-            raise
-        shutil.copyfile(source, target)
-        sync(target)

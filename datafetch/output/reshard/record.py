@@ -5,9 +5,12 @@ Rules: ``equal.json`` exists if and only if the output is resharded.
 
 from __future__ import annotations
 
+import logging
+import os
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Annotated, NamedTuple
 
 from msgspec import Meta
@@ -19,9 +22,13 @@ from datafetch.output.formats import COUNT_SUFFIX, ROWS_SUFFIX, PublishedFile, r
 from datafetch.output.formats.output_format import size_bytes
 from datafetch.output.reshard.plan import Plan
 from datafetch.output.reshard.ranks import RankNumber, Ranks, epoch
-from datafetch.store.atomic import publish, write_atomically
+from datafetch.store.atomic import publish, sync, write_atomically
 from datafetch.store.layout import OutputLayout
 from datafetch.store.state_file import read_state_file
+
+_CHUNK_BYTES = 1 << 20
+
+_log = logging.getLogger(__name__)
 
 
 class ReshardedFile(NamedTuple):
@@ -100,6 +107,17 @@ class ReshardRecord:
             yield PublishedFile(layout.out / f"{name}{ROWS_SUFFIX}", file.size_bytes, self.crc32.get(name))
             yield PublishedFile(layout.out / f"{name}{COUNT_SUFFIX}", len(count), zlib.crc32(count))
 
+    def cut_to_size(self, layout: OutputLayout) -> None:
+        """Cut what was appended to shards, if the bytes before it are those that were written."""
+        for name in self.missing_files(layout):
+            path, size = layout.out / f"{name}{ROWS_SUFFIX}", self.files[name].size_bytes
+            if path.is_symlink():
+                continue
+            if size_bytes(path) > size and name in self.crc32 and _crc32_of_start(path, size) == self.crc32[name]:
+                os.truncate(path, size)
+                sync(path)
+                _log.warning("%s had bytes at its end that were not written by datafetch; they are cut off", path)
+
     def restore_counts(self, layout: OutputLayout) -> None:
         """Write again the counts that are missing or damaged of shards whose rows are there."""
         for name in self.missing_files(layout):
@@ -125,6 +143,20 @@ class ReshardRecord:
                     "interrupted)"
                 )
 
+    def refuse_all_lost(self, layout: OutputLayout) -> None:
+        """Check that the output has one of its shards: a folder that is gone as a whole is hardly ever lost.
+
+        Raises:
+            ConfigurationError: It has none.
+            ResourceError: It can't be told, because a file can't be read.
+        """
+        if layout.resharded.exists() or any(_is_there(layout, name) for name in self.files):
+            return  # an interrupted swap is completed
+        raise ConfigurationError(
+            f"{layout.out} has none of its {len(self.files):,} shards: if they were moved, or their disk is not "
+            f"mounted, put them back and run the same command again; if they are lost, --fresh fetches all images again"
+        )
+
     def refuse_missing(self, layout: OutputLayout) -> None:
         """Check that all shards exist, and the ledgers of all of their samples.
 
@@ -140,15 +172,40 @@ class ReshardRecord:
             )
 
 
+def _crc32_of_start(path: Path, size: int) -> int:
+    """The CRC-32 of the first bytes of a file."""
+    crc32, left_bytes = 0, size
+    with path.open("rb") as file:
+        while left_bytes and (chunk := file.read(min(left_bytes, _CHUNK_BYTES))):
+            crc32 = zlib.crc32(chunk, crc32)
+            left_bytes -= len(chunk)
+    return crc32
+
+
 def _is_whole(layout: OutputLayout, name: str, file: ReshardedFile) -> bool:
     rows, count = layout.out / f"{name}{ROWS_SUFFIX}", layout.out / f"{name}{COUNT_SUFFIX}"
     try:
         return rows.stat().st_size == file.size_bytes and read_count(count) == file.rows
     except (FileNotFoundError, ManifestError):
         return False
-    except OSError as error:  # a fault of the disk, or of the way to it: the rows may be there all the same
-        raise_if_exhausted(error)
-        raise ResourceError.from_disk_error(error, f"read the shards of {layout.out}") from error
+    except OSError as error:
+        raise _unreadable(layout, error) from error
+
+
+def _is_there(layout: OutputLayout, name: str) -> bool:
+    try:
+        (layout.out / f"{name}{ROWS_SUFFIX}").stat()
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        raise _unreadable(layout, error) from error
+    return True
+
+
+def _unreadable(layout: OutputLayout, error: OSError) -> ResourceError:
+    """The error for a fault of the disk, or of the way to it: the rows may be there all the same."""
+    raise_if_exhausted(error)
+    return ResourceError.from_disk_error(error, f"read the shards of {layout.out}")
 
 
 def read_reshard_record(layout: OutputLayout) -> ReshardRecord | None:

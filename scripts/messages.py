@@ -158,6 +158,7 @@ _WHAT_TO_DO = {
     "{is|are} missing: {shown}": "the files of these numbers are not in the source; their ids count as missing. Add them for a complete output",
     "missing or changed since, will be made again": "nothing, unless you want to put back copies: then stop the run first",
     "they are fetched again": "nothing",
+    "was damaged, and is kept as": "look at it if you like, and delete it; the images of its rows are fetched again",
     "are requested again": "nothing; the images come from the web instead",
     "sent an invalid reply and was killed": "nothing: its images are decoded by others. If it happens often, report it",
     "are no longer kept in": "free space, if you want to look at such bodies; no image is affected",

@@ -126,9 +126,14 @@ def test_a_log_that_is_not_a_file_of_its_own_is_refused(
     tmp_path: Path, command: list[str], capfd: pytest.CaptureFixture[str]
 ) -> None:
     """A line in a shard would damage it; a FIFO that nobody reads would hang; ``-`` would be a file of that name."""
+    out = tmp_path / "写真" / "coyo-700m" / "pkl03-split"
+    out.mkdir(parents=True)
+    for words in (command, [*command[:1], "coyo", "gqa", *command[-4:]]):
+        assert main([*words, "--log", str(out / "log")]) == 2
+        assert " lies in the output " in capfd.readouterr().err
+    assert not list(out.iterdir())
     assert main([*command, "--quiet", "--no-reshard"]) == 0
     capfd.readouterr()
-    out = tmp_path / "写真" / "coyo-700m" / "pkl03-split"
     before = {path: path.read_bytes() for path in out.iterdir()}
     (tmp_path / "link").symlink_to(out)
     for log in (*before, out / "log", tmp_path / "link" / "log", out.with_name(f"{out.name}.datafetch") / "job.json"):

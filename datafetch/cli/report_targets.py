@@ -11,7 +11,7 @@ import os
 import sys
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import datetime
 from io import StringIO
@@ -173,7 +173,7 @@ class LogFile(Target):
         except (OSError, ValueError) as error:
             why = getattr(error, "strerror", None) or error
             raise ConfigurationError(f"cannot write to --log {path} ({why}); give the path of another file") from error
-        raise ConfigurationError(f"--log {path} lies in the output {output}; give the path of a file elsewhere")
+        raise _lies_in(path, output)
 
     def show(self, line: ProgressLine) -> None:
         """Append a line of progress."""
@@ -220,6 +220,27 @@ def _open_to_append(path: str) -> int:
 def _write_all(descriptor: int, content: bytes) -> None:
     while content:
         content = content[os.write(descriptor, content) :]
+
+
+def refuse_log_within(path: str | None, outs: Iterable[str]) -> None:
+    """Check that a log is not within outputs that are yet to be made.
+
+    Args:
+        path: The file of ``--log``; None if there is none.
+        outs: The output folders.
+
+    Raises:
+        ConfigurationError: It is in one of them, or in its state folder.
+    """
+    with suppress(OSError, ValueError):  # which are reported when the file is opened
+        around = frozenset() if path is None else frozenset(Path(path).resolve().parents)
+        for layout in (OutputLayout(Path(out)) for out in outs):
+            if path is not None and around & {layout.out.resolve(), layout.state_folder.resolve()}:
+                raise _lies_in(path, layout.out)
+
+
+def _lies_in(path: str, output: Path) -> ConfigurationError:
+    return ConfigurationError(f"--log {path} lies in the output {output}; give the path of a file elsewhere")
 
 
 def _output_around(path: Path) -> Path | None:

@@ -205,12 +205,18 @@ def test_it_works_when_the_output_was_moved(layout: OutputLayout, capfd: pytest.
 
 
 def test_a_damaged_ledger_is_named(layout: OutputLayout, capfd: pytest.CaptureFixture[str]) -> None:
-    """The exit code is 2, and the lines before it are printed."""
-    layout.ledger("d").write_bytes(b"garbage")
+    """Its shard is left out, and the lines of all others are printed; the exit code is 2."""
+    layout.ledger("a").write_bytes(b"garbage")
     assert main(["failures", str(layout.out), "--jsonl"]) == 2
     printed = capfd.readouterr()
-    assert [json.loads(one)["key"] for one in printed.out.splitlines()] == KEYS[:4]
-    assert "d.parquet is not a ledger of datafetch" in printed.err
+    assert [json.loads(one)["key"] for one in printed.out.splitlines()] == KEYS[2:]
+    assert printed.err == (
+        f"datafetch: {layout.ledger('a')} is not a ledger of datafetch, so shard a is left out; put back a copy\n"
+    )
+    assert main(["explain", str(layout.out), "https://x.org/7"]) == 2
+    printed = capfd.readouterr()
+    assert "https://x.org/7" in printed.out
+    assert "so shard a is left out; put back a copy" in printed.err
 
 
 def test_a_closed_pipe_is_no_error(layout: OutputLayout, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -100,7 +100,7 @@ def test_a_time_without_a_zone_is_a_local_one(text: str, time: str) -> None:
 
 @pytest.mark.parametrize(
     ("text", "seconds"),
-    [("6h", 21_600), ("90m", 5400), ("1h30m", 5400), ("2d", 172_800), ("0m", 0), ("2030-06-01T15:00:15+00:00", 5400)],
+    [("6h", 21_600), ("90m", 5400), ("1h30m", 5400), ("2d", 172_800), ("2030-06-01T15:00:15+00:00", 5400)],
 )
 def test_a_time_may_be_relative_or_have_a_zone(text: str, seconds: int) -> None:
     """Whatever the zone of this machine."""
@@ -121,6 +121,9 @@ def test_a_time_that_has_passed_is_refused(tmp_path: Path, capsys: pytest.Captur
     command = ["prepare", "coyo", "--source", str(tmp_path), "--root", str(tmp_path), "--finish-by", "2020-01-01T07:00"]
     assert main(command) == 2
     assert capsys.readouterr().err == "datafetch: --finish-by 2020-01-01T07:00 has passed; give a later time\n"
+    for text in ("0m", "0d0h"):
+        assert main([*command[:-1], text]) == 2
+        assert capsys.readouterr().err == f"datafetch: --finish-by {text} leaves no time; give a later time\n"
 
 
 def test_the_option_reaches_the_job_of_a_run_and_of_a_retry() -> None:
@@ -244,14 +247,16 @@ def test_the_command_says_that_it_is_time_and_a_retry_completes(
     tmp_path: Path, server: _Pictures, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """Exit code 0: the output is complete, with what there was in time."""
-    job = _coyo(tmp_path, server, [f"/well/{number}" for number in range(5)])
+    job = _coyo(tmp_path, server, [f"/held/{number}" for number in range(5)])
     root = tmp_path / "データ"
     options = ["--allow-net", "127.0.0.0/8", "--processes", "1", "--no-reshard"]
     command = ["prepare", "coyo", "--source", job.source, "--ids", str(job.ids), "--root", str(root), *options]
-    assert main([*command, "--finish-by", "0m"]) == 0
+    in_a_moment = datetime.now(UTC) + timedelta(seconds=3)
+    assert main([*command, "--finish-by", in_a_moment.isoformat()]) == 0
     output = capfd.readouterr()
     assert "it is time to finish (--finish-by)" in output.err
     assert "5 failed" in output.out
     assert FailureKind.TIMEOUT in output.out
+    server.is_released.set()
     assert main(["retry", str(root / "coyo-700m" / "pkl03-split")]) == 0
     assert "5 ok" in capfd.readouterr().out

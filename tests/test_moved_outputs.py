@@ -24,6 +24,7 @@ from datafetch.fetch import FetchPolicy
 from datafetch.model.ledger_line import ShardCounts
 from datafetch.output.commit import Commit
 from datafetch.store.layout import OutputLayout
+from datafetch.store.ledger import read_shard_counts
 
 Pictures = tuple[Path, list[str]]
 POLICY = FetchPolicy(allow_net=LOOPBACK, backoff_s=0.01, connections=16, per_host=16, retries=0)
@@ -132,6 +133,35 @@ HARM: list[tuple[Callable[[Path], object], str]] = [
     (_pipe, "part-00001.pkl: is not a regular file"),
     (_add, "notes.txt: does not belong to a shard, but the trainer's loader counts every file"),
 ]
+
+
+@pytest.mark.parametrize("world_size", [None, 2])
+def test_what_the_state_folder_has_lost_is_named(
+    cut: Job, world_size: int | None, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A ledger that is missing or damaged, and what a retry needs of a shard in which an image failed."""
+    job = replace(cut, world_size=world_size)
+    run(job)
+    layout = OutputLayout(Path(job.out))
+    failed = [shard for shard in ("part-00000", "part-00001", "part-00002") if failed_images(layout, shard)]
+    assert failed
+    for path, is_damaged in ((layout.ledger(failed[0]), False), (layout.ledger(failed[0]), True)):
+        content = path.read_bytes()
+        path.write_bytes(b"garbage") if is_damaged else path.unlink()
+        lines = quick(capfd, job.out, 1)
+        assert any(f"{path.name}" in line and ("is missing" in line) != is_damaged for line in lines[1:]), lines
+        path.write_bytes(content)
+    kept = layout.kept_for_retry(failed[0])
+    kept.unlink()
+    assert quick(capfd, job.out, 1)[-2:] == [
+        f"{layout.state_folder.name}/failed/{kept.name}: is missing; put it back, since 'datafetch retry' needs it",
+        "1 problem found",
+    ]
+
+
+def failed_images(layout: OutputLayout, shard: str) -> int:
+    """Return the number of images of a shard that failed."""
+    return read_shard_counts(layout.ledger(shard)).failed
 
 
 @pytest.mark.parametrize("world_size", [None, 2])

@@ -38,21 +38,23 @@ def test_status_shows_each_output_below_a_folder(
     root: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A line each, even for one that can't be read; the folder may be relative, and nothing is written."""
-    OutputLayout(root / PATHS[2]).ledger("a").write_bytes(b"garbage")
+    OutputLayout(root / PATHS[1]).ledger("a").write_bytes(b"garbage")
+    OutputLayout(root / PATHS[2]).job.write_bytes(b"garbage")
     before = {path: path.lstat().st_mtime_ns for path in root.rglob("*")}
     monkeypatch.chdir(root.parent)
     assert main(["status", root.name]) == 0
     printed = capfd.readouterr()
     lines = printed.out.splitlines()
     assert printed.err == ""
-    assert [one.split() for one in [*lines[:3], lines[4]]] == [
+    assert [one.split() for one in (*lines[:2], lines[3], lines[5])] == [
         ["state", "images", "ok", "failed", "output"],
-        ["interrupted", "3", "2", "1", "coyo-700m/pkl03-split"],
+        ["interrupted", "1", "1", "0", "coyo-700m/pkl03-split"],
         ["unreadable", "mmc4-core/pkl-core-limit-tokens"],
         ["interrupted", "3", "2", "1", "写真/pairs"],
     ]
-    assert "a.parquet is not a ledger of datafetch" in lines[3]
-    assert len(lines) == 5
+    assert lines[2] == "    without 1 shard with a damaged ledger, a"
+    assert "job.json is not a job of this version" in lines[4]
+    assert len(lines) == 6
     assert {path: path.lstat().st_mtime_ns for path in root.rglob("*")} == before
 
 

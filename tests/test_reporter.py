@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,7 @@ import pytest
 
 from datafetch.cli.app import main
 from datafetch.cli.options import parameters_of
-from datafetch.cli.report_targets import LogFile
-from datafetch.cli.reporter import Reporter, Reporting, open_reporter, receiving
+from datafetch.cli.reporter import Reporting, open_reporter
 from datafetch.demo.manifest import write_coyo_source
 from datafetch.demo.origin import Origin
 from datafetch.store.layout import OutputLayout
@@ -122,12 +122,62 @@ def test_a_log_that_cannot_be_written_is_refused(
     assert not (tmp_path / "写真").exists()
 
 
-def test_a_full_disk_behind_the_log_does_not_end_a_run() -> None:
-    """What can't be written is lost."""
-    file = LogFile.open("/dev/full")
-    with receiving(Reporter(file)):
-        logging.getLogger("datafetch.x").warning("lost")
-    file.close()
+def test_a_log_that_is_not_a_file_of_its_own_is_refused(
+    tmp_path: Path, command: list[str], capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A line in a shard would damage it; a FIFO that nobody reads would hang; ``-`` would be a file of that name."""
+    out = tmp_path / "写真" / "coyo-700m" / "pkl03-split"
+    out.mkdir(parents=True)
+    for words in (command, [*command[:1], "coyo", "gqa", *command[-4:]]):
+        assert main([*words, "--log", str(out / "log")]) == 2
+        assert " lies in the output " in capfd.readouterr().err
+    assert not list(out.iterdir())
+    assert main([*command, "--quiet", "--no-reshard"]) == 0
+    capfd.readouterr()
+    before = {path: path.read_bytes() for path in out.iterdir()}
+    (tmp_path / "link").symlink_to(out)
+    for log in (*before, out / "log", tmp_path / "link" / "log", out.with_name(f"{out.name}.datafetch") / "job.json"):
+        assert main(["verify", str(out), "--log", str(log)]) == 2
+        refused = f"datafetch: --log {log} lies in the output {out}; give the path of a file elsewhere\n"
+        assert capfd.readouterr().err == refused
+    assert {path: path.read_bytes() for path in out.iterdir()} == before
+    os.mkfifo(tmp_path / "fifo")
+    assert main(["verify", str(out), "--log", str(tmp_path / "fifo")]) == 2
+    assert "/fifo (No such device or address); give the path of another file" in capfd.readouterr().err
+    assert main(["verify", str(out), "--log", "-"]) == 2
+    assert capfd.readouterr().err == (
+        "datafetch: --log takes the path of a file, not -; standard error has all messages already\n"
+    )
+
+
+def test_a_full_disk_behind_the_log_is_said_once(capfd: pytest.CaptureFixture[str]) -> None:
+    """What can't be written is lost, and ends no run."""
+    with open_reporter(Reporting(log="/dev/full", quiet=True)):
+        for _ in range(9):
+            logging.getLogger("datafetch.x").info("lost")
+    assert capfd.readouterr().err == (
+        "datafetch: cannot write to --log /dev/full (No space left on device); lines are missing there\n"
+    )
+    with open_reporter(Reporting(log="/dev/null")):
+        logging.getLogger("datafetch.x").info("nobody wants it")
+    assert capfd.readouterr().err == "datafetch: nobody wants it\n"
+
+
+def test_a_log_that_nobody_reads_is_given_up(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A command ends although a FIFO is full."""
+    monkeypatch.setattr("datafetch.cli.report_targets._CLOSE_S", 0.1)
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    reader = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK)
+    with open_reporter(Reporting(log=str(fifo), quiet=True)):
+        for _ in range(9):
+            logging.getLogger("datafetch.x").info("%s", "x" * 100_000)
+        for _ in range(99):
+            logging.getLogger("datafetch.x").info("%s", "x" * 1000)
+    assert capfd.readouterr().err == f"datafetch: --log {fifo} takes no more lines; the last ones are missing there\n"
+    os.close(reader)
 
 
 def test_what_stops_a_command_is_in_the_log(tmp_path: Path) -> None:

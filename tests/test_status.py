@@ -321,10 +321,6 @@ def _ledger_with_other_columns(layout: OutputLayout) -> None:
         (_broken_job, "job.json is not a job"),
         (_other_job, "job.json is not a job"),
         (_job_that_leaves_the_folder, "job.json is not a job"),
-        (_broken_ledger, "a.parquet is not a ledger"),
-        (_ledger_without_counts, "a.parquet is not a ledger"),
-        (_ledger_with_other_counts, "a.parquet is not a ledger"),
-        (_ledger_with_other_columns, "a.parquet is not a ledger"),
     ],
 )
 def test_an_invalid_state_is_one_line_and_exit_2(
@@ -338,6 +334,28 @@ def test_an_invalid_state_is_one_line_and_exit_2(
     assert printed.err.startswith("datafetch: ")
     assert printed.err.count("\n") == 1
     assert message in printed.err
+
+
+@pytest.mark.parametrize(
+    "damage", [_broken_ledger, _ledger_without_counts, _ledger_with_other_counts, _ledger_with_other_columns]
+)
+def test_a_damaged_ledger_is_named_and_its_shard_left_out(
+    layout: OutputLayout, damage: Any, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """What all other shards came to is shown."""
+    before = read_status(layout.out)
+    damage(layout)
+    assert main(["status", str(layout.out)]) == 2
+    printed = capfd.readouterr()
+    assert printed.err == (
+        f"datafetch: {layout.ledger('a')} is not a ledger of datafetch, so shard a is left out; put back a copy\n"
+    )
+    assert "without 1 shard with a damaged ledger, a" in " ".join(printed.out.split())
+    after = read_status(layout.out)
+    assert after.damaged_ledgers == ("a",)
+    assert (after.shards_published, after.shards_open) == (before.shards_published - 1, before.shards_open)
+    assert main(["status", str(layout.out), "--json"]) == 2
+    assert json.loads(capfd.readouterr().out)["damaged_ledgers"] == ["a"]
 
 
 @pytest.mark.parametrize("out", ["/", "/nowhere", "/dev/null", "/dev/null/out", ".datafetch"])

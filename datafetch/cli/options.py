@@ -141,13 +141,15 @@ def parse_time(flag: str, text: str, now: datetime) -> datetime:
         now: The current time, with its zone.
 
     Raises:
-        ConfigurationError: It is no such time, or has passed.
+        ConfigurationError: It is no such time, has passed, or is now.
     """
     if (of_day := _TIME_OF_DAY.fullmatch(text)) is not None:
         time = now.replace(hour=int(of_day[1]), minute=int(of_day[2]), second=0, microsecond=0, tzinfo=None)
         return (time if time > now.replace(tzinfo=None) else time + timedelta(days=1)).astimezone()
     if text and (span := _TIME_SPAN.fullmatch(text)) is not None:
         days, hours, minutes = (int(part or 0) for part in span.groups())
+        if not (days or hours or minutes):
+            raise ConfigurationError(f"{flag} {text} leaves no time; give a later time")
         return now + timedelta(days=days, hours=hours, minutes=minutes)
     try:
         time = datetime.fromisoformat(text).astimezone()

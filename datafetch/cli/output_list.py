@@ -9,6 +9,7 @@ import orjson
 
 from datafetch.cli.exit_code import one_line
 from datafetch.cli.render import write_pieces
+from datafetch.cli.status_text import left_out_text
 from datafetch.monitor.status import StatusBelow, StatusesBelow
 
 _TITLES = ("state", "images", "ok", "failed", "output")
@@ -40,6 +41,8 @@ def _lines(root: Path, below: StatusesBelow) -> Iterator[str]:
         status = one.status
         images = status.ended if status.expected_images is None else status.expected_images
         yield _columns(status.state, f"{images:,}", f"{status.ok:,}", f"{status.failed:,}", path)
+        if status.damaged_ledgers:
+            yield f"    {one_line(left_out_text(status))}"
     if not below.is_complete:
         yield "There may be others: there are too many files below this folder to look at all."
 

@@ -15,6 +15,7 @@ from datafetch.cli.exit_code import ExitCode, check_min_success, exit_code_of_er
 from datafetch.cli.options import CheckSources, DryRun, GivenOptions, Json, MinSuccess, NoReshard, Root
 from datafetch.cli.progress import show_progress
 from datafetch.cli.render import show_built, show_dry_runs, show_sources
+from datafetch.cli.report_targets import refuse_log_within
 from datafetch.cli.reporter import Reporter, Reporting, open_reporter
 from datafetch.engine.dry_run import look_ahead
 from datafetch.engine.job import Job
@@ -65,6 +66,7 @@ def prepare(  # noqa: PLR0913 - one parameter an option
         return replace(job, world_size=None) if no_reshard else job
 
     planned = plan_recipe(targets, root, _by_name("--source", source), _by_name("--ids", ids), change)
+    refuse_log_within(given.apply(Reporting()).log, [one.out for one in planned])
     unplanned = {each.part.name: each.problem for each in planned if each.problem}  # named before the others begin
     built: list[BuiltDataset] = []
     with open_reporter(given.apply(Reporting())) as reporter:

@@ -7,16 +7,17 @@ disk may be slow and the event loop must not wait for it.
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import datetime
 from io import StringIO
 from pathlib import Path
 from queue import SimpleQueue
-from typing import IO, TextIO, cast
+from typing import IO, cast
 
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.live import Live
@@ -25,10 +26,14 @@ from rich.text import Text
 from datafetch.cli.exit_code import json_line, one_line
 from datafetch.cli.progress_line import ProgressLine
 from datafetch.errors import ConfigurationError
+from datafetch.store.layout import SUFFIX, OutputLayout
 
 _LIVE_INTERVAL_S = 0.25
 _PLAIN_INTERVAL_S = 10.0
 _MAX_WAITING_LINES = 10_000  # to be written to the file of --log, while its disk hangs
+_CLOSE_S = 5.0  # for what is left of them
+
+_log = logging.getLogger(__name__)
 
 
 class Target(ABC):
@@ -137,15 +142,18 @@ class JsonLines(Target):
 
 
 class LogFile(Target):
-    """The file of ``--log``, to which a thread appends.
+    """The file of ``--log``, to which a thread appends; the first line that can't be written is warned of.
 
     Args:
-        file: The file, opened to append.
+        path: The file, for messages.
+        descriptor: The file, opened to append; it is closed with this object.
     """
 
-    def __init__(self, file: TextIO) -> None:
-        self._file = file
+    def __init__(self, path: str, descriptor: int) -> None:
+        self._path = path
+        self._descriptor = descriptor  # and no buffer, which Python would flush when it exits, whoever hangs
         self._lines: SimpleQueue[str | None] = SimpleQueue()  # a line every few seconds, and each message
+        self._has_warned = False
         self._thread = threading.Thread(target=self._append_all, name="log file", daemon=True)
         self._thread.start()
 
@@ -154,13 +162,18 @@ class LogFile(Target):
         """Open the file, and create it if there is none.
 
         Raises:
-            ConfigurationError: It can't be written.
+            ConfigurationError: It can't be written, nobody reads the FIFO that it is, or it lies in an output.
         """
+        if path == "-":
+            raise ConfigurationError("--log takes the path of a file, not -; standard error has all messages already")
         try:
-            return cls(Path(path).open("a", encoding="utf-8", errors="replace"))
+            output = _output_around(Path(path))
+            if output is None:
+                return cls(path, _open_to_append(path))
         except (OSError, ValueError) as error:
             why = getattr(error, "strerror", None) or error
             raise ConfigurationError(f"cannot write to --log {path} ({why}); give the path of another file") from error
+        raise _lies_in(path, output)
 
     def show(self, line: ProgressLine) -> None:
         """Append a line of progress."""
@@ -177,17 +190,67 @@ class LogFile(Target):
             self._lines.put(f"{time_text} {kind}: {text}\n")
 
     def close(self) -> None:
-        """Write what is left, and close the file."""
+        """Write what is left, unless that takes seconds, since nobody reads it or a disk hangs; close the file."""
         self._lines.put(None)
-        self._thread.join()
+        self._thread.join(_CLOSE_S)
+        if self._thread.is_alive():
+            self._has_warned = True
+            _log.warning("--log %s takes no more lines; the last ones are missing there", self._path)
 
     def _append_all(self) -> None:
         while (line := self._lines.get()) is not None:
-            with suppress(OSError):
-                self._file.write(line)
-                self._file.flush()
-        with suppress(OSError):
-            self._file.close()
+            try:
+                _write_all(self._descriptor, line.encode("utf-8", "replace"))
+            except OSError as error:
+                if not self._has_warned:
+                    _log.warning("cannot write to --log %s (%s); lines are missing there", self._path, error.strerror)
+                self._has_warned = True
+        os.close(self._descriptor)
+
+
+def _open_to_append(path: str) -> int:
+    """Open a file to append to it, without waiting for who would read it."""
+    descriptor = os.open(
+        path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC, 0o666
+    )
+    os.set_blocking(descriptor, True)
+    return descriptor
+
+
+def _write_all(descriptor: int, content: bytes) -> None:
+    while content:
+        content = content[os.write(descriptor, content) :]
+
+
+def refuse_log_within(path: str | None, outs: Iterable[str]) -> None:
+    """Check that a log is not within outputs that are yet to be made.
+
+    Args:
+        path: The file of ``--log``; None if there is none.
+        outs: The output folders.
+
+    Raises:
+        ConfigurationError: It is in one of them, or in its state folder.
+    """
+    with suppress(OSError, ValueError):  # which are reported when the file is opened
+        around = frozenset() if path is None else frozenset(Path(path).resolve().parents)
+        for layout in (OutputLayout(Path(out)) for out in outs):
+            if path is not None and around & {layout.out.resolve(), layout.state_folder.resolve()}:
+                raise _lies_in(path, layout.out)
+
+
+def _lies_in(path: str, output: Path) -> ConfigurationError:
+    return ConfigurationError(f"--log {path} lies in the output {output}; give the path of a file elsewhere")
+
+
+def _output_around(path: Path) -> Path | None:
+    """The output in whose folder or state folder a path is; None if it is in none."""
+    for folder in path.resolve().parents:
+        if folder.name.endswith(SUFFIX) and folder.name != SUFFIX:
+            return folder.with_name(folder.name.removesuffix(SUFFIX))
+        if folder.name and OutputLayout(folder).state_folder.is_dir():
+            return folder
+    return None
 
 
 class ReportConsole(Console):

@@ -171,18 +171,16 @@ def open_reporter(reporting: Reporting | None = None) -> Iterator[Reporter]:
     """Report what a command does until the context is left; what stops it is written to the file of ``--log``, too.
 
     Raises:
-        ConfigurationError: That file can't be written.
+        ConfigurationError: That file can't be written, or lies in an output.
     """
     reporting = reporting or Reporting()
-    targets: list[Target] = [_on_standard_error(reporting)]
-    with ExitStack() as stack:
-        if reporting.log is not None:
-            log_file = LogFile.open(reporting.log)
-            targets.append(log_file)
+    targets = [_on_standard_error(reporting)]
+    log_file = None if reporting.log is None else LogFile.open(reporting.log)
+    reporter = Reporter(*targets, *([] if log_file is None else [log_file]))
+    with receiving(reporter), ExitStack() as stack:
+        if log_file is not None:
             stack.callback(log_file.close)
             stack.enter_context(_logged_end(log_file))
-        reporter = Reporter(*targets)
-        stack.enter_context(receiving(reporter))
         stack.callback(reporter.end_activity_line)
         yield reporter
 

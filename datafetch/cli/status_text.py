@@ -95,9 +95,18 @@ def _state(status: Status) -> Text:
             f"{counted(number, 'shard')} of the output {'is' if number == 1 else 'are'} missing or changed, "
             f"{'the first is ' if number > 1 else ''}{first}"
         )
+    if status.damaged_ledgers:
+        parts.append(left_out_text(status))
     if status.problem:
         parts.append(status.problem)
     return _plain("; ".join(parts))
+
+
+def left_out_text(status: Status) -> str:
+    """What the status of an output with damaged ledgers lacks."""
+    number, first = len(status.damaged_ledgers), status.damaged_ledgers[0]
+    shards = counted(number, "shard")
+    return f"without {shards} with a damaged ledger, {'the first is ' if number > 1 else ''}{first}"
 
 
 def _holder_text(state: RunState, holder: LockHolder) -> str:

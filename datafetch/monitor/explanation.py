@@ -20,7 +20,7 @@ from datafetch.model.bounds import Count
 from datafetch.model.ledger_line import LedgerLine
 from datafetch.model.outcome import OK, FailureKind
 from datafetch.model.regular_file import open_regular
-from datafetch.monitor.image_lines import read_image_lines
+from datafetch.monitor.image_lines import LeaveOut, read_image_lines
 from datafetch.monitor.observed_output import ObservedOutput
 from datafetch.output.formats import ROWS_SUFFIX, format_of
 from datafetch.store.ledger import read_shard_summary
@@ -97,21 +97,22 @@ class _Position:
     sample: int
 
 
-def explain(output: ObservedOutput, key_or_url: str) -> Explanation:
+def explain(output: ObservedOutput, key_or_url: str, *, leave_out: LeaveOut) -> Explanation:
     """Find the samples with a key, or with an image whose published URL is this.
 
     Args:
         output: The output.
         key_or_url: The key or the URL, exactly as the manifest has it.
+        leave_out: Told of each shard whose ledger is damaged.
 
     Raises:
-        ConfigurationError: There is none, or the file in place of a ledger is something else.
+        ConfigurationError: There is none.
     """
     wanted = key_or_url.encode("utf-8", "backslashreplace").decode()  # as ledgers have it
     chosen: list[_Position] = []
     found = 0
     last = None
-    for position in _positions(output, wanted):
+    for position in _positions(output, wanted, leave_out):
         if position != last:
             found += 1
             if found <= _MAX_SAMPLES:
@@ -123,25 +124,25 @@ def explain(output: ObservedOutput, key_or_url: str) -> Explanation:
             f"no sample of {output.layout.out} has the key {key_or_url!r}, or an image whose published URL it is; "
             "samples that have no image, or were not reached yet, can't be found"
         )
-    return Explanation(tuple(_explain_sample(output, position) for position in chosen), found, dropped)
+    return Explanation(tuple(_explain_sample(output, position, leave_out) for position in chosen), found, dropped)
 
 
-def _positions(output: ObservedOutput, wanted: str) -> Iterator[_Position]:
+def _positions(output: ObservedOutput, wanted: str, leave_out: LeaveOut) -> Iterator[_Position]:
     """The samples of all images that are found, in order; one for each image."""
 
     def select(lines: pa.RecordBatch) -> pa.Array:
         return pc.or_(pc.equal(lines["key"], wanted), pc.equal(lines["url"], wanted))
 
-    for found in read_image_lines(output, _COLUMNS, select):
+    for found in read_image_lines(output, _COLUMNS, select, leave_out=leave_out):
         for line in found.lines:
             yield _Position(found.shard, line.sample)
 
 
-def _explain_sample(output: ObservedOutput, position: _Position) -> ExplainedSample:
+def _explain_sample(output: ObservedOutput, position: _Position, leave_out: LeaveOut) -> ExplainedSample:
     def select(lines: pa.RecordBatch) -> pa.Array:
         return pc.equal(lines["sample"], position.sample)
 
-    parts = list(read_image_lines(output, ("sample",), select, [position.shard]))
+    parts = list(read_image_lines(output, ("sample",), select, [position.shard], leave_out=leave_out))
     lines = tuple(islice(chain.from_iterable(part.lines for part in parts), _MAX_IMAGES))
     is_published = any(part.is_published for part in parts)
     has_row = _has_row(output, position) if is_published else None

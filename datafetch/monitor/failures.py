@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 from datafetch.model.ledger_line import LedgerLine
 from datafetch.model.outcome import OK, FailureKind
 from datafetch.monitor.host_failures import hosts_of
-from datafetch.monitor.image_lines import read_image_lines
+from datafetch.monitor.image_lines import LeaveOut, read_image_lines
 from datafetch.monitor.observed_output import ObservedOutput
 from datafetch.store.ledger import as_batch
 
@@ -38,7 +38,7 @@ class FailedImage:
 
 
 def read_failures(
-    output: ObservedOutput, kinds: Collection[FailureKind] = (), hosts: Collection[str] = ()
+    output: ObservedOutput, kinds: Collection[FailureKind] = (), hosts: Collection[str] = (), *, leave_out: LeaveOut
 ) -> Iterator[FailedImage]:
     """The failed images of an output, in the order of shards, samples and images.
 
@@ -46,13 +46,13 @@ def read_failures(
         output: The output.
         kinds: Only failures of these kinds; empty for all.
         hosts: Only URLs with one of these hosts, in any case and with or without a port; empty for all.
+        leave_out: Told of each shard whose ledger is damaged.
 
     Raises:
-        ConfigurationError: The file in place of a ledger is something else.
         ResourceError: This machine has run out of descriptors or memory.
     """
     wanted = pa.array(sorted(_host_names(hosts)), pa.string())
-    for found in read_image_lines(output, _COLUMNS, partial(_select, hosts=wanted)):
+    for found in read_image_lines(output, _COLUMNS, partial(_select, hosts=wanted), leave_out=leave_out):
         # Kinds are those of the lines as they are read now: earlier versions wrote some otherwise.
         lines = [line for line in found.lines if line.outcome != OK and (not kinds or line.outcome in kinds)]
         for line, host in zip(lines, hosts_of(as_batch(lines, ["url"])["url"]).to_pylist(), strict=True):

@@ -36,6 +36,10 @@ Select: TypeAlias = Callable[[pa.RecordBatch], pa.Array]
 """Takes some columns of lines, and returns a boolean for each line."""
 
 
+LeaveOut: TypeAlias = Callable[[str], None]
+"""Told of each shard that is left out since its ledger is damaged, when its turn comes."""
+
+
 @dataclass(frozen=True, slots=True)
 class ImageLines:
     """Some ledger lines of one shard.
@@ -52,7 +56,12 @@ class ImageLines:
 
 
 def read_image_lines(
-    output: ObservedOutput, columns: Sequence[str], select: Select, shards: Sequence[str] | None = None
+    output: ObservedOutput,
+    columns: Sequence[str],
+    select: Select,
+    shards: Sequence[str] | None = None,
+    *,
+    leave_out: LeaveOut,
 ) -> Iterator[ImageLines]:
     """The lines that are selected, in the order of shards, samples and images.
 
@@ -61,9 +70,9 @@ def read_image_lines(
         columns: The columns of the ledger that decide.
         select: Selects lines by these columns.
         shards: The shards to look in; None is all.
+        leave_out: Told of each shard whose ledger is damaged.
 
     Raises:
-        ConfigurationError: The file in place of a ledger is something else.
         ResourceError: This machine has run out of descriptors or memory.
     """
     for shard in output.job.shards if shards is None else shards:
@@ -71,10 +80,13 @@ def read_image_lines(
             spool = _open_spool(output, shard)
             if spool is not None:
                 opened.enter_context(spool)
-            if _is_published(output, shard):
-                yield from _of_ledger(output, shard, columns, select)
-            elif spool is not None:
-                yield from (ImageLines(shard, False, lines) for lines in _of_spool(spool, columns, select))
+            try:
+                if _is_published(output, shard):
+                    yield from _of_ledger(output, shard, columns, select)
+                elif spool is not None:
+                    yield from (ImageLines(shard, False, lines) for lines in _of_spool(spool, columns, select))
+            except ConfigurationError:
+                leave_out(shard)
 
 
 def _is_published(output: ObservedOutput, shard: str) -> bool:

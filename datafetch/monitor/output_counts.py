@@ -46,6 +46,7 @@ class OutputCounts:
         written_bytes: The size of the files of published shards, as their ledgers have it.
         spooled_bytes: The size of the spools of open shards.
         hosts: The failures by host.
+        damaged_ledgers: The shards whose ledger is damaged, so that nothing of them is counted.
     """
 
     shards_published: int = 0
@@ -59,6 +60,7 @@ class OutputCounts:
     written_bytes: int = 0
     spooled_bytes: int = 0
     hosts: FailingHosts = field(default_factory=FailingHosts)
+    damaged_ledgers: list[str] = field(default_factory=list)
 
     def add(self, other: OutputCounts) -> None:
         """Add the counts of other shards."""
@@ -84,7 +86,6 @@ def count_output(layout: OutputLayout, shards: Collection[str], spool_folders: I
         spool_folders: The folders with its spools.
 
     Raises:
-        ConfigurationError: The file in place of a ledger is something else.
         ResourceError: This machine has run out of descriptors or memory.
     """
     # Spools before ledgers: a shard that is published in between is seen twice and counted once. In the reverse order
@@ -93,7 +94,11 @@ def count_output(layout: OutputLayout, shards: Collection[str], spool_folders: I
     ledgers = {path.stem for path in list_folder(layout.ledgers) if path.suffix == ".parquet"}
     total = OutputCounts()
     for shard in shards:
-        counts = _count_ledger(layout, shard) if shard in ledgers else None
+        try:
+            counts = _count_ledger(layout, shard) if shard in ledgers else None
+        except ConfigurationError:
+            total.damaged_ledgers.append(shard)
+            continue
         counts = counts or spools.get(shard)
         if counts is not None:
             total.add(counts)

@@ -78,6 +78,7 @@ class Status:
         waiting: What the processes at work wait for; None if nothing waits for a host.
         equal: What each rank reads; None if the output is not resharded.
         missing_shards: The shards of a resharded output that are missing or have changed, so that it is not complete.
+        damaged_ledgers: The shards whose ledger is damaged, so that nothing of them is counted.
         problem: What else keeps an output from being complete although nothing is left to fetch; mostly empty.
         holder: Who holds the lock; None if nobody does, as far as is known here. One on another machine may have ended.
     """
@@ -106,6 +107,7 @@ class Status:
     by_status: Mapping[int, int] = field(default_factory=dict)
     equal: ReshardedEpoch | None = None
     missing_shards: tuple[str, ...] = ()
+    damaged_ledgers: tuple[str, ...] = ()
     problem: str = ""
     holder: LockHolder | None = None
 
@@ -167,6 +169,7 @@ class Status:
             },
             **({} if self.equal is None else {"equal": asdict(self.equal)}),
             **({"missing_shards": list(self.missing_shards)} if self.missing_shards else {}),
+            **({"damaged_ledgers": list(self.damaged_ledgers)} if self.damaged_ledgers else {}),
             **({"problem": self.problem} if self.problem else {}),
             **({} if self.holder is None else {"lock": self._lock_fields(self.holder)}),
             "hosts": [{"host": host.host, "failed": host.failed, "by_kind": host.by_kind} for host in self.hosts],
@@ -193,7 +196,7 @@ def read_status(out: Path | str) -> Status:
         out: The output folder, or its state folder.
 
     Raises:
-        ConfigurationError: There is no run, or the file in place of its job or of a ledger is something else.
+        ConfigurationError: There is no run, or the file in place of its job is something else.
     """
     output = observe_output(out)
     layout, job, snapshots = output.layout, output.job, output.snapshots
@@ -204,7 +207,12 @@ def read_status(out: Path | str) -> Status:
     holder = find_holder(layout)
     if at_work:
         state = RunState.RUNNING
-    elif layout.report.exists() and not has_open_retry and _has_all_shards(job, counts) and not resharded.is_damaged:
+    elif (
+        layout.report.exists()
+        and not (has_open_retry or counts.damaged_ledgers)
+        and _has_all_shards(job, counts)
+        and not resharded.is_damaged
+    ):
         state = RunState.COMPLETE
     elif holder is not None and is_held(holder, snapshots):
         is_silent = any(one.pid == holder.pid and one.started_unix_s >= holder.since_unix_s for one in snapshots)
@@ -240,6 +248,7 @@ def read_status(out: Path | str) -> Status:
         by_status=dict(sorted(counts.statuses.items(), key=lambda pair: (-pair[1], pair[0]))),
         equal=resharded.epoch,
         missing_shards=resharded.missing_shards,
+        damaged_ledgers=tuple(counts.damaged_ledgers),
         problem=resharded.problem,
         holder=holder,
     )

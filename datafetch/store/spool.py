@@ -32,7 +32,6 @@ from aiofiles.threadpool.binary import AsyncFileIO
 
 from datafetch.errors import ResourceError
 from datafetch.model.ledger_line import LedgerLine
-from datafetch.model.regular_file import require_regular
 from datafetch.model.sample import Sample
 from datafetch.process.threads import run_in_thread
 from datafetch.store.atomic import make_folder, sync, sync_open
@@ -183,7 +182,6 @@ class WrittenEntries:
     """
 
     def __init__(self, path: Path, marker: bytes) -> None:
-        require_regular(path)
         self._file = path.open("rb", buffering=0)
         self._marker = marker
         self._references = 1

@@ -12,6 +12,7 @@ import numpy as np
 
 from datafetch.errors import ConservationError
 from datafetch.model.ledger_line import LedgerLine
+from datafetch.model.regular_file import require_regular
 from datafetch.model.sample import Record, Sample
 from datafetch.store.spool_format import SpooledImage, SpoolRecord, StoredImage, read_entries, read_marker, read_stored
 
@@ -55,6 +56,7 @@ class SpoolReader:
     """
 
     def __init__(self, path: Path) -> None:
+        require_regular(path)
         self._file = _FileOfImages(io.FileIO(path))
         self._marker = read_marker(self._file)
         samples, images, offsets = array("q"), array("q"), array("q")

@@ -61,6 +61,9 @@ class RecordedFiles:
         self.has_job = job is not None
         shards = () if job is None or self._record is not None else job.shards
         self._shards = [shard for shard in shards if layout.ledger(shard).exists()]
+        self._ledgers_of = self._shards if self._record is None else list(self._record.samples)
+        if job is not None and self._record is None and job.limit is None and layout.report.exists():
+            self._ledgers_of = list(job.shards)  # as the run was complete
         own = None if dataset is None else dataset.loader
         self.loader = loader or own or (ShardFolder(layout.out).loader if layout.out.is_dir() else Loader.COYO)
         if self._record is not None:
@@ -124,6 +127,8 @@ class RecordedFiles:
     def _examine(self) -> Iterator[Examination]:
         out = self._layout.out
         real_out = os.path.realpath(out)
+        for shard in self._ledgers_of:
+            yield Examination(problems=tuple(self._missing_state(shard)))
         names: set[str] = set()
         for file in self._files():
             if isinstance(file, Problem):
@@ -143,6 +148,25 @@ class RecordedFiles:
             yield Examination(samples=rows)
         if self._list_name is not None:
             yield from self._examine_list(trainers_list(self._layout, self._list_name))
+
+    def _missing_state(self, shard: str) -> Iterator[Problem]:
+        """What the state folder lacks of a published shard: its ledger, or what a retry of its failures needs."""
+        ledger, kept = self._layout.ledger(shard), self._layout.kept_for_retry(shard)
+        try:
+            counts = read_shard_counts(ledger)
+        except ConfigurationError:
+            if not ledger.exists():
+                yield self._of_state(
+                    ledger, "is missing; put it back, since nothing else says what became of its images"
+                )
+            elif self._record is not None:  # otherwise its files are looked for, and that says so
+                yield self._of_state(ledger, "is not a ledger of datafetch; put back a copy")
+            return
+        if counts.failed and not kept.is_file():
+            yield self._of_state(kept, "is missing; put it back, since 'datafetch retry' needs it")
+
+    def _of_state(self, path: Path, message: str) -> Problem:
+        return Problem(Location(str(path.relative_to(self._layout.state_folder.parent))), message)
 
     def _examine_list(self, path: Path) -> Iterator[Examination]:
         """Compare the list that the trainer reads."""

@@ -8,8 +8,8 @@ from typing import Annotated
 import typer
 
 from datafetch.cli.command import as_command
-from datafetch.cli.exit_code import ExitCode
 from datafetch.cli.explanation_text import show_explanation
+from datafetch.cli.left_out_shards import LeftOutShards
 from datafetch.cli.options import Json
 from datafetch.monitor import explanation
 from datafetch.monitor.observed_output import observe_output
@@ -24,8 +24,10 @@ def explain(
     json: Json = False,
 ) -> int:
     """Show everything about one sample: whether it became a row, and what became of each of its images."""
-    show_explanation(explanation.explain(observe_output(out), sample), as_json=json)
-    return ExitCode.COMPLETE
+    output = observe_output(out)
+    left_out = LeftOutShards(output.layout, as_json=json)
+    show_explanation(explanation.explain(output, sample, leave_out=left_out), as_json=json)
+    return left_out.exit_code
 
 
 command = as_command(explain)

@@ -11,6 +11,7 @@ import typer
 from datafetch.cli.command import as_command
 from datafetch.cli.exit_code import ExitCode, write_line
 from datafetch.cli.failure_list import ListForm, show_failures
+from datafetch.cli.left_out_shards import LeftOutShards
 from datafetch.cli.options import complete_kind, parse_kinds, parse_names
 from datafetch.errors import ConfigurationError
 from datafetch.model.options import OptionGroup
@@ -57,12 +58,14 @@ def failures(
     form = ListForm.CSV if csv else ListForm.JSON_LINES if jsonl else ListForm.TABLE
     wanted, hosts = parse_kinds(kinds), parse_names(host)
     output = observe_output(out)
-    if not show_failures(read_failures(output, wanted, hosts), form):
+    left_out = LeftOutShards(output.layout)
+    has_any = show_failures(read_failures(output, wanted, hosts, leave_out=left_out), form)
+    if not has_any and left_out.exit_code is ExitCode.COMPLETE:
         which = [f"as {' or '.join(sorted(wanted))}"] if wanted else []
         which += [f"at {' or '.join(hosts)}"] if hosts else []
         where = shlex.quote(str(output.layout.out))
         write_line(f"no image of {where} has failed{''.join(f' {text}' for text in which)}")
-    return ExitCode.COMPLETE
+    return left_out.exit_code
 
 
 command = as_command(failures)

@@ -33,6 +33,7 @@ from datafetch.cli.progress import show_progress
 from datafetch.cli.recipe import prepare as prepare_several
 from datafetch.cli.recipe import report_dry_run, report_sources
 from datafetch.cli.render import show_report
+from datafetch.cli.report_targets import refuse_log_within
 from datafetch.cli.reporter import Reporting, open_reporter
 from datafetch.datasets import DATASETS, find_dataset
 from datafetch.datasets.recipes import RECIPE, STEPS, default_source, expand_targets, part_of
@@ -94,6 +95,7 @@ def prepare(  # noqa: PLR0913 - one parameter an option
     own = with_limited_rows(given.change(own))
     own = replace(own, world_size=None) if no_reshard else own
     reporting = given.apply(Reporting())
+    refuse_log_within(reporting.log, [own.out])
     if repeated is not None:
         repeated.refuse_contradiction(own)
     planned = [PlannedDataset(part_of(target), own.out, own)]

@@ -10,6 +10,7 @@ import typer
 from datafetch.cli.command import as_command
 from datafetch.cli.command_line import command_line_of
 from datafetch.cli.exit_code import ExitCode, write_line
+from datafetch.cli.left_out_shards import LeftOutShards
 from datafetch.cli.options import Json
 from datafetch.cli.output_list import show_outputs
 from datafetch.cli.render import show_status, write_pieces
@@ -42,8 +43,12 @@ def status(
     if not is_output(out) and (below := find_outputs(out)).outputs:
         show_outputs(out, read_statuses(below), as_json=json)
         return ExitCode.COMPLETE
-    show_status(read_status(out), as_json=json, shows_all_hosts=hosts)
-    return ExitCode.COMPLETE
+    found = read_status(out)
+    show_status(found, as_json=json, shows_all_hosts=hosts)
+    left_out = LeftOutShards(OutputLayout(found.out))
+    for shard in found.damaged_ledgers:
+        left_out(shard)
+    return left_out.exit_code
 
 
 def _show_command(out: Path, *, as_json: bool) -> ExitCode:

@@ -10,6 +10,7 @@ from datafetch.cli.signals import CommandInterrupts
 from datafetch.errors import ResourceError, is_exhaustion
 
 _STANDARD_DESCRIPTORS = (0, 1, 2)
+_LOST_ERRORS = ("without exception set", "without setting an exception")  # what a SystemError says then
 _NO_MEMORY = (
     b"datafetch: out of system resources: out of memory; raise the limit ('ulimit -v') and run the same command again\n"
 )
@@ -33,7 +34,7 @@ def main() -> int:
             raise
         code = _complain_of_memory(error)
     except SystemError as error:  # CPython may lose the MemoryError of an import
-        if "without exception set" not in str(error):
+        if not any(text in str(error) for text in _LOST_ERRORS):
             raise
         code = _complain_of_memory(MemoryError())
     return interrupts.end(code)

@@ -84,7 +84,8 @@ def test_a_small_address_space_is_one_line(command: list[str], limit_mib: int) -
         preexec_fn=limit,
     )
     assert finished.returncode == 4, finished.stderr
-    (line,) = finished.stderr.splitlines()
+    assert len(finished.stderr.splitlines()) == 1, finished.stderr
+    line = finished.stderr
     assert line.startswith(("datafetch: the address space is limited to ", "datafetch: out of system resources: "))
     assert "ulimit -v" in line
 

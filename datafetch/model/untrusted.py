@@ -33,7 +33,7 @@ def short_repr(value: object) -> str:
 
 def to_printable(text: str) -> str:
     """A text that can't control a terminal: each character that is not printable becomes U+FFFD."""
-    return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text)
+    return "".join(character if character.isprintable() else "\ufffd" for character in text)
 
 
 def escape_unprintable(json_text: str) -> str:

@@ -500,7 +500,7 @@ def test_the_command_names_the_option_and_then_takes_it(
     assert main([*larger, "--reuse", "--json"]) == 0
     output = capfd.readouterr()
     assert "(the earlier output stays until then)" in output.err
-    assert "the earlier output has outcomes of 10 images; what this run can use of them is not requested" in output.err
+    assert "the earlier output has outcomes of 10 images; what this run can use is not requested" in output.err
     summary = json.loads(output.out)
     assert 0 < summary["images"]["reused"] == sum(line["outcome"] == "ok" for line in wanted)
     assert summary["requests"] == 20 - len(wanted)

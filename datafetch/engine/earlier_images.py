@@ -165,8 +165,8 @@ def _open(layout: OutputLayout, identity: Identity, job: Job) -> list[_OneOutput
     outputs = [_OneOutput(earlier, identity, Permitted.of(job)) for earlier in earlier_outputs(layout)]
     count = sum(len(output.results) for output in outputs)
     _log.info(
-        "the earlier output has outcomes of %s images; what this run can use is not requested, and all of it goes when this "
-        "run is complete",
+        "the earlier output has outcomes of %s images; what this run can use is not requested, and all of it goes when "
+        "this run is complete",
         f"{count:,}",
     )
     return outputs

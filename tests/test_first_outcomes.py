@@ -132,6 +132,10 @@ def test_starting_over_is_not_advised_where_it_would_delete_images() -> None:
     assert watch.failed_alike is not None
     sentence = watch.failed_alike.sentence(is_over=True)
     assert sentence.endswith("that you trust: give it to 'datafetch retry' afterwards")
+    watch = FirstOutcomes("", has_others=lambda: True)
+    watch.add(_REFUSED)
+    assert watch.failed_alike is not None
+    assert watch.failed_alike.sentence(is_over=True).endswith("failed as connect")
 
 
 def test_a_few_networks_are_named(caplog: pytest.LogCaptureFixture) -> None:

@@ -101,7 +101,7 @@ class FailedAlike:
         is_of_network = self.kind in _NETWORK_KINDS
         if self.used_proxies and (is_of_network or self.status in _PROXY_STATUSES):
             return f"; check the proxy that is used: {self.used_proxies}"
-        if not is_of_network:
+        if not is_of_network or self.has_others:  # of those, some may have failed like this before
             return ""
         server = ", or name another name server with --nameserver" if self.kind in _LOOKUP_KINDS else ""
         proxy = f"; the proxy in {self.unused_proxy} is used only with --trust-env" if self.unused_proxy else ""

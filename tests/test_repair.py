@@ -397,13 +397,20 @@ def test_the_command_says_what_it_makes_again(
     assert lines[-2] == "part-00000.count: has no counterpart part-00000.pkl"
     assert main(["retry", str(out)]) == 2
     assert "run the command that started the output again" in capfd.readouterr().err
+    assert main([*arguments, *options, "--dry-run"]) == 0
+    assert "shards are missing or have changed; the images of their rows" in capfd.readouterr().out
     assert main([*arguments, *options]) == 0
     printed = capfd.readouterr()
     assert f"part-00000 of the 2 shards of {out}, missing or changed since, will be made again" in printed.err
     assert f"the images of {rows} lost rows are fetched again" in printed.err
     assert f"this run: {rows} images arrived" in printed.out
     assert main(["verify", str(out), "--processes", "1"]) == 0
-    capfd.readouterr()
+    assert main([*arguments, *options[:-1], "1", "--dry-run"]) == 0
+    assert "complete; it would be resharded for other ranks" in capfd.readouterr().out
+    for mode in ([], ["--dry-run"]):  # without --world-size, which is then 64
+        assert main([*arguments, *options[:-2], *mode]) == 2
+        printed = capfd.readouterr()
+        assert "is resharded for 2 ranks, and has too few rows for 64 (" in printed.err + " ".join(printed.out.split())
     out.rename(tmp_path / "moved")
     assert main([*arguments, *options]) == 2
     assert capfd.readouterr().err.splitlines()[-1] == (

@@ -21,6 +21,8 @@ _STATES = {
     OutputState.STARTED_OVER: "the run would start over, and delete what is there",
     OutputState.REUSED: "the run would start over, and take what it can of what is there",
     OutputState.COMPLETE: "complete; nothing is left to fetch",
+    OutputState.REPAIRED: "shards are missing or have changed; the images of their rows would be fetched",
+    OutputState.RESHARDED: "complete; it would be resharded for other ranks",
     OutputState.REFUSED: "the run would be refused",
 }
 

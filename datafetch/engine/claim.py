@@ -33,8 +33,9 @@ from datafetch.engine.earlier_images import may_be_reused
 from datafetch.engine.own_files import refuse_other_names, removable_files, shard_files
 from datafetch.engine.set_aside import delete_earlier, set_aside
 from datafetch.errors import ConfigurationError
+from datafetch.model.wording import counted
 from datafetch.output.formats import format_of
-from datafetch.output.reshard.record import read_reshard_record
+from datafetch.output.reshard.record import ReshardRecord, read_reshard_record
 from datafetch.store.job_file import Identity, JobFile, read_job_file, write_job_file
 from datafetch.store.layout import OutputLayout
 
@@ -148,12 +149,22 @@ def judge_claim(
     if record is not None:
         record.refuse_missing_ledgers(layout)
         record.refuse_all_lost(layout)
+        _refuse_too_many_ranks(layout, record, settings["world_size"])
     if settings["world_size"] is None and record is not None:
         raise ConfigurationError(
             f"{layout.out} is resharded, and --no-reshard can't bring back the shards of the manifest; "
             "leave out --no-reshard, or start over with --reuse or --fresh"
         )
     return claim
+
+
+def _refuse_too_many_ranks(layout: OutputLayout, record: ReshardRecord, world_size: object) -> None:
+    made_for = record.plan.ranks
+    if isinstance(world_size, int) and record.rows < replace(made_for, world_size=world_size).min_rows:
+        raise ConfigurationError(
+            f"{layout.out} is resharded for {counted(made_for.world_size, 'rank')}, and has too few rows for "
+            f"{world_size:,} ({record.rows:,}); give --world-size {made_for.world_size}"
+        )
 
 
 def _judge_removal(layout: OutputLayout, before: JobFile, claim: Claim) -> Claim:

@@ -21,7 +21,7 @@ from datafetch.engine.choices import choices_of, other_settings, row_defaults, r
 from datafetch.engine.claim import Claim, judge_claim
 from datafetch.engine.completeness import unpublished_shards
 from datafetch.engine.disk_estimate import DiskNeeds, count_published, disk_needs
-from datafetch.engine.job import Job, dataset_of, hash_of, identify_settings, own_spec, settings_of
+from datafetch.engine.job import Job, dataset_of, hash_of, identify_settings, own_spec, reshard_plan, settings_of
 from datafetch.engine.published import downloaded_copy, is_read_from_copy
 from datafetch.engine.recipe import PlannedDataset, with_lists
 from datafetch.engine.repeated_job import RepeatedJob
@@ -34,6 +34,7 @@ from datafetch.model.location import at_mirror, is_remote, is_url, without_secre
 from datafetch.model.options import row_options
 from datafetch.model.sample import FALLBACK, FILE, MEMBER, Row
 from datafetch.monitor.at_work import refuse_at_work
+from datafetch.output.reshard.record import read_reshard_record
 from datafetch.process.event_loop import run_to_end
 from datafetch.process.threads import run_in_thread
 from datafetch.store.job_file import Identity, JobFile, read_job_file
@@ -51,6 +52,7 @@ _STATES = {
     Claim.TAKES_FILES: OutputState.REUSED,
     Claim.REUSES: OutputState.REUSED,
 }
+_ARE_THERE = frozenset({OutputState.RESUMED, OutputState.COMPLETE, OutputState.REPAIRED, OutputState.RESHARDED})
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,7 +238,7 @@ def _look_from_outside(one: PlannedDataset, job: Job, asked_first: list[str]) ->
     before = read_job_file(layout)
     shards = list(before.shards) if before is not None and not job.fresh else []
     state, problem = _state_of(layout, job, shards, partial(_claim_from_outside, layout, job, dataset, before))
-    is_there = state in (OutputState.RESUMED, OutputState.COMPLETE)
+    is_there = state in _ARE_THERE
     is_written = bool(samples) and dataset.image_root is None and state is not OutputState.COMPLETE
     estimate = estimate_disk(job, dataset, samples or 0, len(shards) or _ASSUMED_SHARDS)
     return replace(
@@ -256,7 +258,7 @@ def _look_inside(job: Job, bound: BoundJob) -> DryRun:
     """What is known of a run whose manifest is open."""
     layout = bound.layout
     state, problem = _state_of(layout, job, bound.shards, bound.judge_claim)
-    is_there = state in (OutputState.RESUMED, OutputState.COMPLETE)
+    is_there = state in _ARE_THERE
     counts = count_published(layout, bound.shards) if is_there else ShardCounts()
     sampled = _Sampled()
     sampled.read(bound)
@@ -314,9 +316,15 @@ def _state_of(
         if claim is not Claim.GOES_ON:
             return _STATES[claim], ""
         is_complete = layout.report.exists() and not unpublished_shards(layout, shards, job.limit)
+        record = read_reshard_record(layout)
     except ConfigurationError as error:
         return OutputState.REFUSED, str(error)
-    return OutputState.COMPLETE if is_complete else OutputState.RESUMED, ""
+    if not is_complete:
+        return OutputState.RESUMED, ""
+    if record is not None and record.missing_files(layout):
+        return OutputState.REPAIRED, ""
+    is_as_wanted = record is None or record.plan == reshard_plan(job, find_dataset(job.dataset, job.options))
+    return OutputState.COMPLETE if is_as_wanted else OutputState.RESHARDED, ""
 
 
 def _published(layout: OutputLayout, shards: Iterable[str]) -> int:

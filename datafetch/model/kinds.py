@@ -53,4 +53,6 @@ class OutputState(StrEnum):
     STARTED_OVER = "started over"
     REUSED = "reused"
     COMPLETE = "complete"
+    REPAIRED = "repaired"
+    RESHARDED = "resharded"
     REFUSED = "refused"

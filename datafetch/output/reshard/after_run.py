@@ -74,12 +74,6 @@ def reshard_output(layout: OutputLayout, shards: Sequence[str], plan: Plan, moni
             f"copy of the shards that {layout.out} has lost, or run the same command again when their images can be "
             "fetched",
         )
-    if before is not None and rows < plan.ranks.min_rows and before.plan != plan:
-        made_for = before.plan.ranks.world_size
-        raise ConfigurationError(
-            f"{layout.out} is resharded for {counted(made_for, 'rank')}, and has too few rows for "
-            f"{plan.ranks.world_size:,}: {rows:,}; give --world-size {made_for}"
-        )
     position_of_sample = np.full(len(samples.has_row), -1, np.int64)
     position_of_sample[samples.has_row] = permutation(rows, plan.shuffle)
     sources = list(_sources(layout, samples, before, lost, position_of_sample))

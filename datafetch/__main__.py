@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import resource
 import sys
 
 from datafetch.cli.exit_code import ExitCode, complain
 from datafetch.cli.signals import CommandInterrupts
 from datafetch.errors import ResourceError, is_exhaustion
 
+_MIN_BYTES_TO_LOAD = 128 << 20  # of address space
 _STANDARD_DESCRIPTORS = (0, 1, 2)
 _LOST_ERRORS = ("without exception set", "without setting an exception")  # what a SystemError says then
 _NO_MEMORY = (
@@ -19,6 +21,8 @@ _NO_MEMORY = (
 def main() -> int:
     """Run the command and return its exit code."""
     _open_standard_streams()
+    if _is_too_small_to_load():
+        return ExitCode.OUT_OF_RESOURCES
     interrupts = CommandInterrupts()
     interrupts.take_over()  # before the imports below, which take most of a second
     try:
@@ -38,6 +42,18 @@ def main() -> int:
             raise
         code = _complain_of_memory(MemoryError())
     return interrupts.end(code)
+
+
+def _is_too_small_to_load() -> bool:
+    """Say so if the address space is limited so far that libraries fail while they are imported, some of them noisily.
+
+    A larger one, which commands lack for their work, is judged by ``cli.app``.
+    """
+    limit_bytes, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if limit_bytes == resource.RLIM_INFINITY or limit_bytes >= _MIN_BYTES_TO_LOAD:
+        return False
+    os.write(_STANDARD_DESCRIPTORS[-1], _NO_MEMORY)
+    return True
 
 
 def _complain_of_memory(error: MemoryError | ImportError | OSError) -> ExitCode:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import subprocess
 import sys
@@ -87,6 +88,24 @@ def test_ctrl_c_is_raised_even_if_the_work_completes() -> None:
 
     with pytest.raises(KeyboardInterrupt):
         run_to_end(work())
+
+
+def test_ctrl_c_after_the_work_disturbs_no_closing(caplog: pytest.LogCaptureFixture) -> None:
+    """It comes while the loop waits for its threads: it is raised, and nothing is reported as a failure."""
+
+    async def work() -> None:
+        loop = asyncio.get_running_loop()
+
+        def interrupt() -> None:
+            while not getattr(loop, "_executor_shutdown_called"):  # noqa: B009 - the loop's own
+                os.sched_yield()
+            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+
+        loop.run_in_executor(None, interrupt)
+
+    with pytest.raises(KeyboardInterrupt):
+        run_to_end(work())
+    assert caplog.messages == []
 
 
 def test_a_handler_of_the_caller_is_kept() -> None:

@@ -70,16 +70,24 @@ class _CancellableRun:
         try:
             if self.is_cancelled:
                 raise asyncio.CancelledError
-            return await work
+            result = await work
         finally:
+            self._task = None  # the work has ended, and a cancellation would disturb what comes after it
             await _end_remaining()
+        if self.is_cancelled:  # in its last step, or since
+            raise asyncio.CancelledError
+        return result
 
     def cancel(self) -> None:
         """Cancel the coroutine. Safe in a signal handler: it is done between two steps of the loop, which it wakes."""
         self.is_cancelled = True
         if self._loop is not None and self._task is not None:
             with suppress(RuntimeError):  # the loop is closed, so the work is done
-                self._loop.call_soon_threadsafe(self._task.cancel)
+                self._loop.call_soon_threadsafe(self._cancel_task)
+
+    def _cancel_task(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
 
 
 async def _end_remaining() -> None:

@@ -16,6 +16,7 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 from lib.messages_in_code import MISUSE_GROUP, Message, collect
@@ -182,7 +183,7 @@ _NOTHING = "nothing: the web has no such image any more, or it is not one that c
 def page() -> str:
     """The page."""
     by_group: dict[str, list[Message]] = {}
-    for message in collect(PACKAGE, _EXITS):
+    for message in _collected():
         by_group.setdefault(message.group, []).append(message)
     lines = [_INTRODUCTION]
     for group, (title, introduction) in _EXITS.items():
@@ -225,9 +226,14 @@ def _keys(message: Message) -> list[str]:
     return [key for key in _WHAT_TO_DO if key in message.text]
 
 
+@cache
+def _collected() -> list[Message]:
+    return collect(PACKAGE, _EXITS)
+
+
 def faults() -> list[str]:
     """Messages that do not say what to do, where nothing here says it, and keys here that no message has any more."""
-    messages = [message for message in collect(PACKAGE, _EXITS) if message.group not in _PARTS_OF]
+    messages = [message for message in _collected() if message.group not in _PARTS_OF]
     needed = [message for message in messages if message.group in (*_EXITS, *_HAVE_TO_SAY_IT)]
     silent = [
         message.text

@@ -69,6 +69,7 @@ def test_each_script_fetches_its_dataset(
     assert main(["verify", out, "--world-size", "1", "--batch", "1", "--group", "1"]) == 0
 
 
+@pytest.mark.slow
 def test_the_script_for_pairs_also_fetches_step_0(tmp_path: Path, authority: str) -> None:
     """One source has two datasets; what it writes of either passes ``verify``."""
     place_source("llm-jp-pairs-step1", tmp_path, authority)

@@ -170,6 +170,7 @@ def test_a_full_disk_is_reported_in_the_same_words_by_every_library() -> None:
     assert messages == {"cannot write: No space left on device"}
 
 
+@pytest.mark.slow
 def test_a_disk_that_becomes_read_only_loses_nothing(trial: Trial, tmp_path: Path) -> None:
     """During a run and before one: the run reports it, stops, and resumes when the disk is writable again."""
     with hold_disk(tmp_path / "disk", "size=16m") as disk:

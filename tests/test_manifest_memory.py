@@ -129,6 +129,7 @@ def test_a_list_of_covers_is_read_cover_by_cover(tmp_path: Path, covers: int) ->
     assert grown_mib(_READ.format(name="ocr-vqa"), path) < 32 + covers // 20_000
 
 
+@pytest.mark.slow
 def test_a_repeated_id_is_held_once(tmp_path: Path) -> None:
     """A gzipped list of a few kilobytes can have any number of lines."""
     path = tmp_path / "ids.txt.gz"

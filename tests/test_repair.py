@@ -1,6 +1,7 @@
 """A lost shard of a resharded output is made again, and only what is missing is asked for."""
 
 import logging
+import os
 import pickle
 import shutil
 import sys
@@ -22,10 +23,12 @@ from datafetch.cli.app import main
 from datafetch.datasets.mmc4 import Mmc4CoreOptions
 from datafetch.demo.manifest import CoyoSource, write_coyo_source
 from datafetch.demo.origin import Origin
+from datafetch.engine.repair import _read_token
 from datafetch.engine.session import Backends
 from datafetch.errors import ConfigurationError, ResourceError
 from datafetch.fetch import FetchPolicy
 from datafetch.model.ledger_line import ShardCounts
+from datafetch.model.regular_file import NotRegularFileError
 from datafetch.output.commit import Commit
 from datafetch.store.layout import OutputLayout
 
@@ -490,3 +493,12 @@ def test_the_undoing_of_a_repair_can_be_killed_at_any_moment(tmp_path: Path, sou
             break
         kills += 1
     assert kills > 1
+
+
+def test_a_fifo_in_place_of_the_token_is_not_waited_for(tmp_path: Path) -> None:
+    """The token of an interrupted repair is read as every file of the state folder is."""
+    layout = replace(OutputLayout(tmp_path / "out"), job_hash="0").for_repair()
+    layout.repair_token.parent.mkdir(parents=True)
+    os.mkfifo(layout.repair_token)
+    with pytest.raises(NotRegularFileError):
+        _read_token(layout)

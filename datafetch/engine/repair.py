@@ -27,7 +27,7 @@ import numpy as np
 from datafetch.engine.bound_job import BoundJob
 from datafetch.errors import ConfigurationError
 from datafetch.model.interfaces import Manifest, Samples
-from datafetch.model.regular_file import NotRegularFileError
+from datafetch.model.regular_file import NotRegularFileError, open_regular
 from datafetch.model.sample import Sample, Shard
 from datafetch.output.merge import ByPosition, Output
 from datafetch.output.repair import images_to_keep
@@ -93,7 +93,7 @@ def end_repair(layout: OutputLayout) -> None:
 def _read_token(layout: OutputLayout) -> bytes:
     """The token of an interrupted repair; empty if there is none, or it is damaged."""
     try:
-        with layout.repair_token.open("rb") as file:
+        with open_regular(layout.repair_token) as file:
             token = file.read(_TOKEN_BYTES + 1)
     except FileNotFoundError:
         return b""

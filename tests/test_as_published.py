@@ -23,7 +23,7 @@ from datafetch.datasets.mmc4 import Mmc4CoreOptions
 from datafetch.demo.origin import Origin
 from datafetch.errors import ManifestError
 from datafetch.fetch import FetchPolicy
-from datafetch.model.interfaces import Manifest
+from datafetch.model.manifest import Manifest
 from datafetch.model.sample import Sample
 from datafetch.verify import Check, run_check
 

@@ -34,8 +34,8 @@ from datafetch.engine.feed import Feed
 from datafetch.engine.job import hash_of, read_job
 from datafetch.errors import ConfigurationError, ManifestError
 from datafetch.fetch import BodyBudget, Fetcher, FetchPolicy
-from datafetch.model.interfaces import Samples
 from datafetch.model.ledger_line import ShardCounts
+from datafetch.model.manifest import Samples
 from datafetch.model.outcome import Failure, FailureKind
 from datafetch.model.sample import Sample, Shard
 from datafetch.output.retry_filter import RetryFilter

@@ -36,9 +36,9 @@ from datafetch.datasets.payload import pair_row
 from datafetch.datasets.readers import BadRow, ColumnType, IdList, ParquetFile, list_files, read_ids
 from datafetch.datasets.shared_options import SKIP_BAD_LINES
 from datafetch.datasets.url_length import bounded_url, is_too_long
-from datafetch.model.interfaces import Manifest, RemoteFile, Samples, ScanCache
 from datafetch.model.kinds import CounterName, Loader, Payload
 from datafetch.model.ledger_line import ShardCounts
+from datafetch.model.manifest import Manifest, RemoteFile, Samples, ScanCache
 from datafetch.model.options import DatasetOptions, option
 from datafetch.model.sample import BAD_LINE, IdListResult, Record, Row, Sample, Shard
 from datafetch.model.wording import counted, sized

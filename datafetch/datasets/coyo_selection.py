@@ -26,7 +26,7 @@ from datafetch.datasets.file_scan import FileScan
 from datafetch.datasets.readers import BadRow, IdList, Int64s, ParquetFile, matching_rows
 from datafetch.errors import ManifestError
 from datafetch.model.activities import Activity, ActivityUnit
-from datafetch.model.interfaces import ScanCache
+from datafetch.model.manifest import ScanCache
 
 SIMILARITIES = ("clip_similarity_vitb32", "clip_similarity_vitl14")  # columns
 MIN_SIMILARITY = np.float32(0.6)  # rows have to exceed it

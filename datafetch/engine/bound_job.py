@@ -20,9 +20,10 @@ from datafetch.engine.remote_files import open_remote_files
 from datafetch.engine.scan_cache import StateFolderCache
 from datafetch.errors import ConfigurationError, ManifestError
 from datafetch.fetch.receive_rate import ReceiveRate, rate_of
-from datafetch.model.interfaces import Dataset, Manifest, RemoteFile
+from datafetch.model.dataset import Dataset
 from datafetch.model.kinds import CounterName
 from datafetch.model.location import at_mirror
+from datafetch.model.manifest import Manifest, RemoteFile
 from datafetch.model.untrusted import short_repr
 from datafetch.output.merge import Output
 from datafetch.output.stored import can_read_images

@@ -15,7 +15,7 @@ from datafetch.engine.image_source import ImageSource
 from datafetch.errors import ConservationError
 from datafetch.fetch import BodyBudget
 from datafetch.model.advice import FailedAlike
-from datafetch.model.interfaces import ImageTranscoder
+from datafetch.model.image_interfaces import ImageTranscoder
 from datafetch.model.outcome import OK, FailureKind
 from datafetch.model.statistics import Statistics
 from datafetch.output.commit import Commit, CommitShard

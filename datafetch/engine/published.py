@@ -34,7 +34,7 @@ from datafetch.fetch import Fetcher
 from datafetch.fetch.policy import FetchPolicy, OptOut
 from datafetch.fetch.ranges import FileChangedError, NoRangesError, RemoteRanges
 from datafetch.model.activities import Activity, ActivityUnit
-from datafetch.model.interfaces import Dataset
+from datafetch.model.dataset import Dataset
 from datafetch.model.location import at_mirror, is_remote, is_url, unknown_scheme, without_secrets
 from datafetch.model.outcome import Failure
 from datafetch.model.wording import counted, sized

@@ -26,7 +26,7 @@ import numpy as np
 
 from datafetch.engine.bound_job import BoundJob
 from datafetch.errors import ConfigurationError
-from datafetch.model.interfaces import Manifest, Samples
+from datafetch.model.manifest import Manifest, Samples
 from datafetch.model.regular_file import NotRegularFileError, open_regular
 from datafetch.model.sample import Sample, Shard
 from datafetch.output.merge import ByPosition, Output

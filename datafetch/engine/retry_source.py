@@ -27,8 +27,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from datafetch.errors import ConfigurationError
-from datafetch.model.interfaces import Samples
 from datafetch.model.ledger_line import LedgerLine
+from datafetch.model.manifest import Samples
 from datafetch.model.outcome import OK, Failure, FailureKind
 from datafetch.model.regular_file import NotRegularFileError, open_regular
 from datafetch.model.sample import Sample, Shard

@@ -34,8 +34,8 @@ from datafetch.engine.session import CHILD_PROCESSES, Backends, Session
 from datafetch.engine.set_aside import delete_earlier
 from datafetch.errors import ConfigurationError
 from datafetch.fetch import Fetcher
-from datafetch.model.interfaces import Manifest
 from datafetch.model.ledger_line import ShardCounts
+from datafetch.model.manifest import Manifest
 from datafetch.model.observers import Observer
 from datafetch.model.report import FetchedShards, Report
 from datafetch.model.sample import IdListResult

@@ -35,7 +35,7 @@ from datafetch.engine.pipeline import Pipeline
 from datafetch.errors import ConservationError
 from datafetch.fetch import BodyBudget, Fetcher, FetchStatistics
 from datafetch.fetch.receive_rate import ReceiveRate
-from datafetch.model.interfaces import ImageTranscoder
+from datafetch.model.image_interfaces import ImageTranscoder
 from datafetch.model.kinds import Loader
 from datafetch.model.ledger_line import ShardCounts
 from datafetch.model.observers import Observer, observed_by

@@ -23,7 +23,7 @@ from datafetch.errors import DatafetchError, ManifestError
 from datafetch.fetch import Fetcher
 from datafetch.fetch.ranges import NoRangesError, RemoteRanges
 from datafetch.model.activities import Activity, ActivityUnit
-from datafetch.model.interfaces import Dataset
+from datafetch.model.dataset import Dataset
 from datafetch.model.location import at_mirror, is_url, without_secrets
 from datafetch.process.event_loop import run_to_end
 from datafetch.process.threads import run_in_thread

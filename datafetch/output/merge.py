@@ -29,7 +29,7 @@ from dataclasses import dataclass, replace
 from typing import Generic, TypeAlias, TypeVar
 
 from datafetch.errors import ConservationError
-from datafetch.model.interfaces import Dataset
+from datafetch.model.dataset import Dataset
 from datafetch.model.kinds import CounterName, Payload
 from datafetch.model.ledger_line import LedgerLine
 from datafetch.model.outcome import OK, FailureKind, Permission

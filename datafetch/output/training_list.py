@@ -21,7 +21,7 @@ import orjson
 
 from datafetch.datasets.readers import RecordReader
 from datafetch.errors import ConfigurationError, ConservationError
-from datafetch.model.interfaces import Dataset
+from datafetch.model.dataset import Dataset
 from datafetch.model.outcome import OK
 from datafetch.model.regular_file import open_regular
 from datafetch.model.sample import REFUSED

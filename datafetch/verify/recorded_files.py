@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from datafetch.errors import ConfigurationError, raise_if_exhausted
-from datafetch.model.interfaces import Dataset
+from datafetch.model.dataset import Dataset
 from datafetch.model.kinds import Loader
 from datafetch.output.formats import COUNT_SUFFIX, ROWS_SUFFIX, PickleFormat, PublishedFile, format_of
 from datafetch.output.reshard.record import ReshardRecord, read_reshard_record

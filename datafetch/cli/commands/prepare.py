@@ -43,7 +43,7 @@ from datafetch.engine.repeated_job import read_repeated_job
 from datafetch.engine.runner import run
 from datafetch.errors import ConfigurationError
 from datafetch.fetch import FetchPolicy
-from datafetch.model.interfaces import Dataset
+from datafetch.model.dataset import Dataset
 from datafetch.model.options import OptionField, OptionGroup, options_of
 
 if TYPE_CHECKING:

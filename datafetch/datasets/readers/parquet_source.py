@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import BinaryIO, Protocol
 
 from datafetch.errors import ManifestError, ResourceError, raise_if_exhausted
-from datafetch.model.interfaces import RemoteFile
+from datafetch.model.manifest import RemoteFile
 
 _PIECE_BYTES = 4 << 20  # at a third of a second for a request and its redirect, some 100 MB/s
 _MAX_PIECES = 8  # of one file in flight, or waiting to be written

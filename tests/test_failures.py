@@ -19,7 +19,7 @@ from datafetch.cli.app import main
 from datafetch.model.ledger_line import LedgerLine
 from datafetch.model.outcome import Permission
 from datafetch.store.layout import OutputLayout
-from datafetch.store.ledger import SCHEMA
+from datafetch.store.ledger_format import SCHEMA
 
 EVIL = "http://evil.example/\x1b[2J\u202e=1+1\n"
 

@@ -40,7 +40,8 @@ from datafetch.model.outcome import Failure, FailureKind
 from datafetch.model.sample import Sample, Shard
 from datafetch.output.retry_filter import RetryFilter
 from datafetch.store.layout import OutputLayout
-from datafetch.store.ledger import read_samples, read_shard_summary
+from datafetch.store.ledger_reader import read_samples
+from datafetch.store.shard_summary import read_shard_summary
 from datafetch.store.spool import Spool
 from datafetch.store.spool_format import ImageResult
 from datafetch.store.spool_reader import SpoolReader

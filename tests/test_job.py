@@ -37,7 +37,8 @@ from datafetch.fetch import BodyBudget, Fetcher, FetchPolicy, OptOut
 from datafetch.model.report import ReshardedEpoch
 from datafetch.model.statistics import Statistics
 from datafetch.store.layout import OutputLayout
-from datafetch.store.ledger import read_samples, read_shard_counts
+from datafetch.store.ledger_reader import read_samples
+from datafetch.store.shard_summary import read_shard_counts
 from datafetch.store.spool_writer import write_spool
 from datafetch.transcode import ImageSpec, Transcoder
 

@@ -24,7 +24,7 @@ from datafetch.fetch import FetchPolicy
 from datafetch.model.ledger_line import ShardCounts
 from datafetch.output.commit import Commit
 from datafetch.store.layout import OutputLayout
-from datafetch.store.ledger import read_shard_counts
+from datafetch.store.shard_summary import read_shard_counts
 
 Pictures = tuple[Path, list[str]]
 POLICY = FetchPolicy(allow_net=LOOPBACK, backoff_s=0.01, connections=16, per_host=16, retries=0)

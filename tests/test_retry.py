@@ -36,7 +36,7 @@ from datafetch.model.sample import Shard
 from datafetch.output.commit import Commit
 from datafetch.output.merge import Output
 from datafetch.store.layout import OutputLayout
-from datafetch.store.ledger import read_shard_summary
+from datafetch.store.shard_summary import read_shard_summary
 from datafetch.store.spool import Spool
 from datafetch.store.spool_format import ImageResult
 from datafetch.store.spool_writer import write_spool

@@ -22,7 +22,7 @@ from datafetch.cli.render import write_pieces
 from datafetch.model.ledger_line import LedgerLine
 from datafetch.model.untrusted import escape_unprintable, to_printable
 from datafetch.monitor.failures import FailedImage
-from datafetch.store.ledger import SCHEMA
+from datafetch.store.ledger_format import SCHEMA
 
 _TITLES = ("key", "image", "kind", "status", "URL", "detail")
 _SHORT_TITLES = ("key", "image", "kind", "status", "host", "detail")

@@ -20,7 +20,7 @@ from datafetch.model.options import Effect, OptionField, as_given, options_of
 from datafetch.model.outcome import FailureKind, Permission
 from datafetch.store.job_file import replace_settings
 from datafetch.store.layout import OutputLayout
-from datafetch.store.ledger import count_unpermitted
+from datafetch.store.ledger_reader import count_unpermitted
 from datafetch.transcode import ImageSpec
 
 PERMITTING_OPTIONS: Mapping[str, OptionField] = {

@@ -34,7 +34,8 @@ from datafetch.model.regular_file import NotRegularFileError, open_regular
 from datafetch.model.sample import Sample, Shard
 from datafetch.output.merge import Output, could_have_row
 from datafetch.output.retry_filter import Retry
-from datafetch.store.ledger import read_failures, read_samples, read_shard_summary
+from datafetch.store.ledger_reader import read_failures, read_samples
+from datafetch.store.shard_summary import read_shard_summary
 from datafetch.store.spool_format import MARKER_BYTES, ImageResult, StoredImage
 from datafetch.store.spool_reader import SpooledSample, SpoolReader
 from datafetch.store.spool_writer import has_marker, write_spool

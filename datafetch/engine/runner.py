@@ -44,8 +44,9 @@ from datafetch.monitor.at_work import refuse_at_work
 from datafetch.output.retry_filter import RetryFilter
 from datafetch.process.event_loop import run_to_end
 from datafetch.process.threads import run_in_thread
-from datafetch.store.ledger import read_keys, read_shard_counts
+from datafetch.store.ledger_reader import read_keys
 from datafetch.store.reports import set_report_aside, write_report
+from datafetch.store.shard_summary import read_shard_counts
 
 _TRIED_SAMPLES = 256  # read before an earlier output is deleted; the feed reads as many at a time
 

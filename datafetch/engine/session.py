@@ -53,7 +53,8 @@ from datafetch.output.reshard.plan import Plan
 from datafetch.output.reshard.record import read_reshard_record
 from datafetch.output.training_list import write_trainers_list
 from datafetch.process.threads import run_in_thread
-from datafetch.store.ledger import count_lost_documents, read_shard_counts
+from datafetch.store.ledger_reader import count_lost_documents
+from datafetch.store.shard_summary import read_shard_counts
 from datafetch.transcode import Encoding, ImageSpec, Transcoder
 
 _TIME_IS_UP = (

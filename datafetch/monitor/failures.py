@@ -17,7 +17,7 @@ from datafetch.model.outcome import OK, FailureKind
 from datafetch.monitor.host_failures import hosts_of
 from datafetch.monitor.image_lines import LeaveOut, read_image_lines
 from datafetch.monitor.observed_output import ObservedOutput
-from datafetch.store.ledger import as_batch
+from datafetch.store.ledger_format import as_batch
 
 _COLUMNS = ("outcome", "url")
 

@@ -39,7 +39,8 @@ from datafetch.output.repair import images_to_keep
 from datafetch.output.retry_filter import Retry, RetryFilter
 from datafetch.output.row import OutputRow, placeholder
 from datafetch.store.layout import OutputLayout
-from datafetch.store.ledger import read_samples, read_shard_summary
+from datafetch.store.ledger_reader import read_samples
+from datafetch.store.shard_summary import read_shard_summary
 from datafetch.store.spool_format import ImageResult, LazySpoolRecord, SpooledImage
 from datafetch.store.spool_reader import SpooledSample, SpoolReader
 

@@ -26,7 +26,7 @@ EVIL = "http://evil.example/\x1b[2J\u202e=1+1\n"
 
 def failed(sample: int, kind: str, url: str, **fields: Any) -> LedgerLine:
     """Return the ledger line of a failed image."""
-    return replace(line(sample, url, kind), detail=f"because of {kind}", status=None, **fields)
+    return replace(line(sample, url, kind), detail=f"because of {kind}", **{"status": None, **fields})
 
 
 @pytest.fixture
@@ -40,7 +40,7 @@ def layout(tmp_path: Path) -> OutputLayout:
         [
             line(0, "http://x.org/0"),
             failed(1, "timeout", "http://写真.example/富士山.jpg", key="富士山-0001"),
-            failed(2, "http_status", "http://X.org:81/2"),
+            failed(2, "http_status", "http://X.org:81/2", status=404),
         ],
     )
     # In the order in which they ended, with an image that was fetched again since its entry had been damaged.
@@ -54,7 +54,7 @@ def layout(tmp_path: Path) -> OutputLayout:
             failed(3, "timeout", "http://y.org/3"),
         ],
     )
-    publish(made, "d", [failed(0, "not_an_image", EVIL, key="=cmd|' /C calc'!A0")])
+    publish(made, "d", [failed(0, "not_an_image", EVIL, key="=cmd|' /C calc'!A0", status=200)])
     return made
 
 
@@ -150,12 +150,15 @@ def test_csv_cells_are_no_formulas(layout: OutputLayout, capfd: pytest.CaptureFi
         (["--host", "X.org:8080, 写真.example"], ["富士山-0001", "2", "7"]),
         (["--host", "http://y.org/"], ["3"]),
         (["--host", "x.org", "--kinds", "tls"], ["7"]),
+        (["--status", "404"], ["2"]),
+        (["--status", "503, 404", "--status", "200"], ["2", "=cmd|' /C calc'!A0"]),
+        (["--status", "404,200", "--kinds", "http_status,timeout"], ["2"]),
     ],
 )
-def test_failures_are_selected_by_kind_and_host(
+def test_failures_are_selected_by_kind_host_and_status(
     layout: OutputLayout, options: list[str], keys: list[str], capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """Both are repeatable, and take several names each."""
+    """All are repeatable, and take several values each."""
     lines = listed(capfd, str(layout.out), "--jsonl", *options)
     assert [json.loads(one)["key"] for one in lines] == keys
 
@@ -166,6 +169,8 @@ def test_that_nothing_failed_is_said_on_standard_error(layout: OutputLayout, cap
     printed = capfd.readouterr()
     assert printed.out == ""
     assert printed.err == f"datafetch: no image of {layout.out} has failed as corrupt or empty at x.org\n"
+    assert main(["failures", str(layout.out), "--status", "503,410", "--host", "x.org"]) == 0
+    assert capfd.readouterr().err.endswith("has failed with HTTP status 410 or 503 at x.org\n")
     assert main(["failures", str(layout.out), "--kinds", "empty", "--csv"]) == 0
     assert capfd.readouterr().out.startswith("key,shard,")
 
@@ -174,6 +179,8 @@ def test_that_nothing_failed_is_said_on_standard_error(layout: OutputLayout, cap
     ("options", "message"),
     [
         (["--kinds", "time_out"], "there is no failure kind 'time_out'; did you mean 'timeout'? there are: bad_url,"),
+        (["--status", "404,"], "--status takes HTTP statuses, such as 404,503, not ''"),
+        (["--status", "4xx"], "--status takes HTTP statuses, such as 404,503, not '4xx'"),
         (["--csv", "--jsonl"], "give --csv or --jsonl, not both"),
     ],
 )

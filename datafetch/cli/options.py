@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 # More digits than any option takes, so that a number that is too large is refused where its maximum is known.
 _SIZE = re.compile(r"([0-9]{1,100})(\.[0-9]{1,9})?\s*([kmgt]?)(?:i?b)?", re.IGNORECASE)
 _NUMBER = re.compile(r"-?[0-9]{1,100}")
+_STATUS = re.compile(r"[1-9][0-9]{2}")
 _TIME_OF_DAY = re.compile(r"([01]?[0-9]|2[0-3]):([0-5][0-9])")
 _TIME_SPAN = re.compile(r"(?:([0-9]{1,3})d)?(?:([0-9]{1,4})h)?(?:([0-9]{1,6})m)?(?:([0-9]{1,7})s)?")
 _POWERS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
@@ -125,6 +126,19 @@ def parse_kinds(values: Sequence[str] | None) -> frozenset[FailureKind]:
 def parse_names(values: Sequence[str] | None) -> tuple[str, ...]:
     """Parse a repeatable option of which each value may have several names, separated by commas."""
     return tuple(name.strip() for value in values or () for name in value.split(","))
+
+
+def parse_statuses(flag: str, values: Sequence[str] | None) -> frozenset[int]:
+    """Parse HTTP statuses, of which each value has several, separated by commas.
+
+    Raises:
+        ConfigurationError: One of them is not a number of three digits.
+    """
+    names = parse_names(values)
+    for name in names:
+        if not _STATUS.fullmatch(name):
+            raise ConfigurationError(f"{flag} takes HTTP statuses, such as 404,503, not {name!r}")
+    return frozenset(map(int, names))
 
 
 def complete_kind(incomplete: str) -> list[str]:

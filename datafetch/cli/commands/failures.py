@@ -59,7 +59,7 @@ def failures(
 ) -> int:
     """List the failed images, a line each, also while a run is at work.
 
-    A terminal gets a table that fits it; in a file or a pipe nothing is cut.
+    A terminal gets a table that fits it, in which details are wrapped; in a file or a pipe nothing is cut or wrapped.
     """
     if csv and jsonl:
         raise ConfigurationError("give --csv or --jsonl, not both")

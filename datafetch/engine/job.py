@@ -162,7 +162,7 @@ class Job:
     finish_by: datetime | None = option(
         None,
         _NoRowEffect(
-            help="Record what has not arrived by then as timeout: HH:MM, 2030-12-31T07:00, or 6h, 90m from now.",
+            help="Record what has not arrived by then as timeout: HH:MM, 2030-12-31T07:00, or 6h, 90m, 90s from now.",
             group=OptionGroup.BEHAVIOUR,
             metavar="TIME",
             is_time=True,

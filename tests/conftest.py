@@ -177,6 +177,13 @@ def origin(pictures: tuple[Path, list[str]]) -> Iterator[Origin]:
         yield running
 
 
+@pytest.fixture(scope="module")
+def own_origin(small_pictures: tuple[Path, list[str]]) -> Iterator[Origin]:
+    """A server that only one module uses, for its counts of requests; each of its tests has URLs of its own."""
+    with Origin(small_pictures[0]) as running:
+        yield running
+
+
 @pytest.fixture
 def sample() -> Sample:
     """A sample with one image."""

@@ -8,7 +8,7 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import NoReturn
@@ -47,20 +47,11 @@ _CONNECTIONS = 24
 PATIENCE_S = 120
 
 
-@pytest.fixture(scope="module")
-def slow_origin(small_pictures: Pictures) -> Iterator[Origin]:
-    """A server that only this test uses, for its counts of requests."""
-    with Origin(small_pictures[0]) as running:
-        yield running
-
-
 @pytest.fixture
-def source(tmp_path: Path, slow_origin: Origin, small_pictures: Pictures) -> CoyoSource:
+def source(tmp_path: Path, own_origin: Origin, small_pictures: Pictures) -> CoyoSource:
     """A manifest of two shards whose images take a second each."""
     names = small_pictures[1]
-    urls = [
-        slow_origin.url("slow", names[number % len(names)], f"{tmp_path.name}-{number}") for number in range(IMAGES)
-    ]
+    urls = [own_origin.url("slow", names[number % len(names)], f"{tmp_path.name}-{number}") for number in range(IMAGES)]
     return write_coyo_source(tmp_path / "source", urls, files=2)
 
 
@@ -96,7 +87,7 @@ def start_and_wait_for_images(command: list[str], tmp_path: Path) -> subprocess.
 
 @pytest.mark.parametrize("signal_number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_an_interrupted_run_resumes(
-    tmp_path: Path, command: list[str], source: CoyoSource, slow_origin: Origin, signal_number: signal.Signals
+    tmp_path: Path, command: list[str], source: CoyoSource, own_origin: Origin, signal_number: signal.Signals
 ) -> None:
     """Ctrl-C ends the run with exit code 130 and one line; the next run fetches only what is missing."""
     process = start_and_wait_for_images(command, tmp_path)
@@ -108,28 +99,28 @@ def test_an_interrupted_run_resumes(
     assert stderr.splitlines()[-1] == "datafetch: interrupted; run the same command again to resume"
     assert "Traceback" not in stderr
     assert not psutil.wait_procs(children, timeout=PATIENCE_S)[1]
-    finish_and_check(command, tmp_path, source, slow_origin)
+    finish_and_check(command, tmp_path, source, own_origin)
 
 
-def test_a_killed_run_resumes(tmp_path: Path, command: list[str], source: CoyoSource, slow_origin: Origin) -> None:
+def test_a_killed_run_resumes(tmp_path: Path, command: list[str], source: CoyoSource, own_origin: Origin) -> None:
     """After SIGKILL no process is left and no partial file looks complete; the next run resumes image by image."""
     process = start_and_wait_for_images(command, tmp_path)
     children = psutil.Process(process.pid).children(recursive=True)
     process.kill()
     process.communicate()
     assert not psutil.wait_procs(children, timeout=PATIENCE_S)[1]
-    finish_and_check(command, tmp_path, source, slow_origin)
+    finish_and_check(command, tmp_path, source, own_origin)
 
 
-def finish_and_check(command: list[str], tmp_path: Path, source: CoyoSource, slow_origin: Origin) -> None:
+def finish_and_check(command: list[str], tmp_path: Path, source: CoyoSource, own_origin: Origin) -> None:
     """Complete the run, and check that every image is there and few were requested twice."""
-    requests_before = slow_origin.requests()
+    requests_before = own_origin.requests()
     finished = subprocess.run([*command, "--json"], check=True, capture_output=True, text=True, timeout=PATIENCE_S)
     summary = json.loads(finished.stdout)
     assert summary["images"]["ok"] == IMAGES
     assert summary["images"]["reused"] > 0
     mine = {url.split("/", 3)[3] for url in source.urls.values()}
-    requests = {path: times for path, times in slow_origin.requests().items() if path[1:] in mine}
+    requests = {path: times for path, times in own_origin.requests().items() if path[1:] in mine}
     assert len(requests) == IMAGES
     # Only images that were in flight, or in the codec, when the run ended are requested again.
     again = [path for path, times in requests.items() if times > 1]

@@ -20,9 +20,10 @@ from archive_server import ArchiveServer, Behaviour
 from conftest import LOOPBACK
 from http_server import HttpServer
 from in_process import retry, run
+from jobs import read_ledger
 from PIL import Image
 from test_archives import IMAGES, archive, coco, files  # noqa: F401 - archive is a fixture
-from test_fetch_sample import read_ledger, write_documents
+from test_fetch_sample import write_documents
 
 from datafetch.cli.app import main
 from datafetch.cli.options import GivenOptions, parse_time

@@ -11,8 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import LOOPBACK
 from in_process import THREADS, run
+from jobs import files_of
 from test_image_files import publish
-from test_job import files_of
 
 from datafetch import Check, Job, read_status, run_check
 from datafetch.cli.app import main

@@ -38,19 +38,12 @@ IMAGES = 90
 PATIENCE_S = 120
 
 
-@pytest.fixture(scope="module")
-def slow_origin(small_pictures: Pictures) -> Iterator[Origin]:
-    """A server that only this test module uses."""
-    with Origin(small_pictures[0]) as running:
-        yield running
-
-
 @pytest.fixture
-def source(tmp_path: Path, slow_origin: Origin, small_pictures: Pictures) -> CoyoSource:
+def source(tmp_path: Path, own_origin: Origin, small_pictures: Pictures) -> CoyoSource:
     """A manifest of two shards whose images take a second each, except for some that are missing."""
     names = small_pictures[1]
     urls = [
-        slow_origin.url("slow" if number % 10 else "missing", names[number % len(names)], f"{tmp_path.name}-{number}")
+        own_origin.url("slow" if number % 10 else "missing", names[number % len(names)], f"{tmp_path.name}-{number}")
         for number in range(IMAGES)
     ]
     return write_coyo_source(tmp_path / "source", urls, files=2)

@@ -36,7 +36,7 @@ from datafetch.model.kinds import CounterName
 from datafetch.model.ledger_line import ShardCounts
 from datafetch.model.options import Effect, options_of
 from datafetch.model.outcome import FailureKind, Permission
-from datafetch.model.report import Report, ReshardedEpoch
+from datafetch.model.report import PermittedSince, Report, ReshardedEpoch
 from datafetch.model.sample import IdListResult
 from datafetch.output.retry_filter import RetryFilter
 from datafetch.transcode import Encoding, ImageSpec, Pixels, Resize
@@ -696,7 +696,10 @@ def test_the_report_says_how_to_fetch_failed_images(capfd: pytest.CaptureFixture
     retry = "datafetch retry 'my out'"
     advice = [
         f"1 image failed as tls: '{retry} --insecure' also accepts invalid certificates and outdated TLS",
-        f"5 images failed as opted_out: '{retry} --opt-out ignore' fetches them too",
+        (
+            f"5 images failed as opted_out: '{retry} --opt-out ignore' fetches them too; "
+            f"'{retry} --kinds opted_out' asks whether they still are"
+        ),
         "'datafetch failures 'my out'' lists 8 failed images",
     ]
     show_report(report, as_json=False)
@@ -709,6 +712,16 @@ def test_the_report_says_how_to_fetch_failed_images(capfd: pytest.CaptureFixture
             "--kinds http_status,opted_out,tls (or some of them) requests those as well"
         ),
         *advice,
+    ]
+    since = PermittedSince(("--insecure", "--opt-out ignore"), {FailureKind.TLS: 1, FailureKind.OPTED_OUT: 5})
+    show_report(replace(report, permitted_since=since), as_json=False)
+    assert capfd.readouterr().out.splitlines()[3:] == [
+        (
+            "6 images had failed before --insecure --opt-out ignore was given: "
+            f"'{retry} --kinds tls,opted_out --insecure --opt-out ignore' requests them again"
+        ),
+        again,
+        advice[-1],
     ]
     show_report(replace(report, has_open_retry=True), as_json=False)
     assert capfd.readouterr().out.splitlines()[3:] == [f"a retry was interrupted: '{retry}' completes it", *advice]

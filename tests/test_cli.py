@@ -381,12 +381,23 @@ def test_usage_names_arguments_as_manuals_do(capfd: pytest.CaptureFixture[str]) 
     assert re.findall(r"^(\w+):$", printed, re.MULTILINE) == ["Arguments", "Options"]
 
 
+@pytest.mark.parametrize("command", [[], ["prepare"]])
+def test_examples_of_help_are_commands(command: list[str], capfd: pytest.CaptureFixture[str]) -> None:
+    """Their datasets and options exist, and what they do stands behind them."""
+    assert main([*command, "--help"]) == 0
+    examples = re.findall(r"^  (datafetch .*?) +# \w", capfd.readouterr().out, re.MULTILINE)
+    assert len(examples) >= 3
+    for example in examples:
+        assert main([*example.split()[1:], "--help"]) == 0
+        assert capfd.readouterr().out.startswith("Usage: datafetch ")
+
+
 def test_help_lists_the_datasets_and_options_under_titles(capfd: pytest.CaptureFixture[str]) -> None:
     """Each dataset has a line, options of single datasets are left out, and the titles are in order."""
     assert main(["prepare", "--help"]) == 0
     printed = capfd.readouterr().out
     titles = re.findall(r"^(\w.*):$", printed, re.MULTILINE)
-    assert titles == ["Datasets", "Steps", "What to fetch", "Network", "Images", "Output", "Behaviour"]
+    assert titles == ["Examples", "Datasets", "Steps", "What to fetch", "Output", "Network", "Images", "Behaviour"]
     assert [line.split()[0] for line in printed.partition("Datasets:\n")[2].splitlines()[: len(registry.DATASETS)]] == [
         *registry.DATASETS
     ]

@@ -36,7 +36,7 @@ from datafetch.model.kinds import CounterName
 from datafetch.model.ledger_line import ShardCounts
 from datafetch.model.options import Effect, options_of
 from datafetch.model.outcome import FailureKind, Permission
-from datafetch.model.report import Report, ReshardedEpoch
+from datafetch.model.report import PermittedSince, Report, ReshardedEpoch
 from datafetch.model.sample import IdListResult
 from datafetch.output.retry_filter import RetryFilter
 from datafetch.transcode import Encoding, ImageSpec, Pixels, Resize
@@ -372,12 +372,23 @@ def test_usage_names_arguments_as_manuals_do(capfd: pytest.CaptureFixture[str]) 
     assert re.findall(r"^(\w+):$", printed, re.MULTILINE) == ["Arguments", "Options"]
 
 
+@pytest.mark.parametrize("command", [[], ["prepare"]])
+def test_examples_of_help_are_commands(command: list[str], capfd: pytest.CaptureFixture[str]) -> None:
+    """Their datasets and options exist, and what they do stands behind them."""
+    assert main([*command, "--help"]) == 0
+    examples = re.findall(r"^  (datafetch .*?) +# \w", capfd.readouterr().out, re.MULTILINE)
+    assert len(examples) >= 3
+    for example in examples:
+        assert main([*example.split()[1:], "--help"]) == 0
+        assert capfd.readouterr().out.startswith("Usage: datafetch ")
+
+
 def test_help_lists_the_datasets_and_options_under_titles(capfd: pytest.CaptureFixture[str]) -> None:
     """Each dataset has a line, options of single datasets are left out, and the titles are in order."""
     assert main(["prepare", "--help"]) == 0
     printed = capfd.readouterr().out
     titles = re.findall(r"^(\w.*):$", printed, re.MULTILINE)
-    assert titles == ["Datasets", "Steps", "What to fetch", "Network", "Images", "Output", "Behaviour"]
+    assert titles == ["Examples", "Datasets", "Steps", "What to fetch", "Output", "Network", "Images", "Behaviour"]
     assert [line.split()[0] for line in printed.partition("Datasets:\n")[2].splitlines()[: len(registry.DATASETS)]] == [
         *registry.DATASETS
     ]
@@ -687,7 +698,10 @@ def test_the_report_says_how_to_fetch_failed_images(capfd: pytest.CaptureFixture
     retry = "datafetch retry 'my out'"
     advice = [
         f"1 image failed as tls: '{retry} --insecure' also accepts invalid certificates and outdated TLS",
-        f"5 images failed as opted_out: '{retry} --opt-out ignore' fetches them too",
+        (
+            f"5 images failed as opted_out: '{retry} --opt-out ignore' fetches them too; "
+            f"'{retry} --kinds opted_out' asks whether they still are"
+        ),
         "'datafetch failures 'my out'' lists 8 failed images",
     ]
     show_report(report, as_json=False)
@@ -700,6 +714,16 @@ def test_the_report_says_how_to_fetch_failed_images(capfd: pytest.CaptureFixture
             "--kinds http_status,opted_out,tls (or some of them) requests those as well"
         ),
         *advice,
+    ]
+    since = PermittedSince(("--insecure", "--opt-out ignore"), {FailureKind.TLS: 1, FailureKind.OPTED_OUT: 5})
+    show_report(replace(report, permitted_since=since), as_json=False)
+    assert capfd.readouterr().out.splitlines()[3:] == [
+        (
+            "6 images had failed before --insecure --opt-out ignore was given: "
+            f"'{retry} --kinds tls,opted_out --insecure --opt-out ignore' requests them again"
+        ),
+        again,
+        advice[-1],
     ]
     show_report(replace(report, has_open_retry=True), as_json=False)
     assert capfd.readouterr().out.splitlines()[3:] == [f"a retry was interrupted: '{retry}' completes it", *advice]

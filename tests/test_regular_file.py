@@ -74,7 +74,7 @@ def test_a_fifo_in_place_of_a_file_that_is_needed_is_refused(
     assert str(layout.state_folder / name) in printed.out + printed.err
 
 
-@pytest.mark.parametrize("name", ["report.json", "progress.json", "retry.json", "lock", "shards.lock"])
+@pytest.mark.parametrize("name", ["report.json", "progress.json", "stopped.json", "retry.json", "lock", "shards.lock"])
 def test_a_fifo_in_place_of_a_file_that_can_be_done_without_is_passed_over(
     layout: OutputLayout, name: str, capfd: pytest.CaptureFixture[str]
 ) -> None:

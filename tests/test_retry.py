@@ -587,6 +587,28 @@ def test_an_interrupted_retry_is_completed_with_its_own_options(
     assert retry(blocked_job.out).totals.ok == IMAGES - 2
 
 
+def test_a_run_names_the_retry_that_fetches_what_it_now_permits(
+    tmp_path: Path, origin: Origin, small_pictures: Pictures, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A run leaves failed images to a retry; the command that it prints requests those that are permitted now."""
+    urls = [origin.url("well", name, tmp_path.name) for name in small_pictures[1][:5]]
+    source = write_coyo_source(tmp_path / "source", [*urls, "http://10.0.0.1/blocked"])
+    command = ["prepare", "coyo", "--source", str(source.folder), "--root", str(tmp_path), "--no-reshard"]
+    command += ["--ids", str(source.ids), "--processes", "1"]
+    assert main([*command, "--max-pixels", "20"]) == 0
+    assert "had failed before" not in capfd.readouterr().out
+    assert main([*command, "--allow-net", "127.0.0.0/8", "--insecure"]) == 0
+    printed = capfd.readouterr().out
+    (line,) = (one for one in printed.splitlines() if "blocked_address:" in one or "had failed before" in one)
+    out = tmp_path / "coyo-700m" / "pkl03-split"
+    retry_words = f"datafetch retry {out} --kinds blocked_address --allow-net 127.0.0.0/8"
+    assert line == f"6 images had failed before --allow-net 127.0.0.0/8 was given: '{retry_words}' requests them again"
+    assert main(retry_words.split()[1:]) == 0
+    assert "retried 6, 5 arrived" in capfd.readouterr().out
+    assert main([*command, "--allow-net", "127.0.0.0/8", "--max-body", "64MiB"]) == 0
+    assert "had failed before" not in capfd.readouterr().out
+
+
 def test_images_that_need_a_permission_are_counted(blocked_job: Job) -> None:
     """Runs and retries count them by kind; kinds that a permission selects are retried with those that may pass."""
     assert run(blocked_job).permittable == {"blocked_address": IMAGES}

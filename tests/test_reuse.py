@@ -371,9 +371,12 @@ def content_of(folder: Path) -> dict[str, bytes]:
 
 @pytest.mark.parametrize("kind", ["resharded", "files"])
 def test_an_output_is_set_aside_whole_or_not_at_all(
-    tmp_path: Path, job: Job, own_origin: Origin, pictures: Pictures, kind: str
+    tmp_path: Path, job: Job, own_origin: Origin, pictures: Pictures, kind: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """Killed before any file operation, the next process leaves it as it was, or with all of its files moved."""
+    """Killed before any file operation, the next process leaves it as it was, or with all of its files moved.
+
+    Until then the status of the output is that of its run, or says what to do.
+    """
     prepared = tmp_path / "prepared"
     out = prepared / "out"
     if kind == "files":
@@ -388,8 +391,12 @@ def test_an_output_is_set_aside_whole_or_not_at_all(
     task = [sys.executable, str(Path(__file__).with_name("killing.py")), "set-aside", str(prepared), str(folder), "1"]
     subprocess.run(task, check=True, timeout=100)
     seen = set()
+    capfd.readouterr()
     for killed in sorted(folder.iterdir(), key=lambda one: int(one.name)):
         layout = layout_of(killed / "out")
+        is_job_moved = not layout.job.exists()
+        assert main(["status", str(layout.out)]) == (2 if is_job_moved else 0)
+        assert ("is being set aside for a run with --reuse" in capfd.readouterr().err) is is_job_moved
         complete_set_aside(layout)
         now = content_of(killed)
         seen.add(now == before)

@@ -15,13 +15,12 @@ from typing import TYPE_CHECKING
 import orjson
 
 from datafetch.cli.dry_run import dry_run_text
-from datafetch.cli.exit_code import one_line
 from datafetch.cli.report_text import advice_lines, most_first, report_lines
 from datafetch.cli.status_text import status_text
 from datafetch.errors import ResourceError
 from datafetch.model.outcome import OK
 from datafetch.model.report import Report
-from datafetch.model.untrusted import to_printable
+from datafetch.model.untrusted import one_line, to_printable
 from datafetch.model.wording import counted, sized
 from datafetch.monitor.recipe_status import DatasetStatus
 from datafetch.monitor.status import Status

@@ -13,7 +13,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from typing import IO, cast
 
-from datafetch.cli.exit_code import message_of, one_line
+from datafetch.cli.exit_code import message_of
 from datafetch.cli.progress_line import ProgressLine, activity_line, with_activity
 from datafetch.cli.report_targets import (
     JsonLines,
@@ -29,6 +29,7 @@ from datafetch.errors import DatafetchError
 from datafetch.model import activities
 from datafetch.model.activities import ActivityProgress
 from datafetch.model.options import Effect, Option, OptionGroup, option
+from datafetch.model.untrusted import one_line
 
 _NEARLY = 0.9  # of the interval, for a loop's clock is not the one that is read here
 _LIBRARY = "datafetch"

@@ -26,7 +26,7 @@ from datafetch.engine.earlier_images import open_earlier_images
 from datafetch.engine.feed import Feed
 from datafetch.engine.job import Job
 from datafetch.engine.ownership import locked_output, locked_shards
-from datafetch.engine.permissions import Permitted, read_permitted
+from datafetch.engine.permissions import Permitted, find_permitted_since, read_permitted
 from datafetch.engine.repair import begin_repair, end_repair
 from datafetch.engine.repeated_job import RepeatedJob
 from datafetch.engine.retry import Change, retry_failed
@@ -111,7 +111,9 @@ async def fetch_dataset(
                 open_earlier_images(layout, bound.identity, job) as earlier,
                 session.fetched(feed, bound.spec, backends, bound.archives, earlier, rate=bound.rate) as fetched,
             ):
-                return await _complete_run(bound, session, fetched)
+                report = await _complete_run(bound, session, fetched)
+                since = find_permitted_since(before, Permitted.of(job), fetched.ended_before)
+                return report if repair is not None else replace(report, permitted_since=since)
 
 
 def fetch_shards(

@@ -263,6 +263,7 @@ class Session:
             peak_open_requests=fetching.peak_open_requests,
             elapsed_s=time.monotonic() - self._started_s,
             failed_alike=pipeline.failed_alike,
+            ended_before=feed.ended_before,
         )
 
     def _statistics_of(self, totals: ShardCounts) -> Statistics:

@@ -102,7 +102,8 @@ def _read(part: RecipePart, root: Path) -> DatasetStatus:
     layout = OutputLayout(root / path)
     report, job = read_if_sound(layout.report, _Report), read_job_file(layout)
     if job is None:
-        return DatasetStatus(part, path, DatasetState.MISSING, 0)
+        is_set_aside = layout.previous.is_dir()
+        return DatasetStatus(part, path, DatasetState.PARTIAL if is_set_aside else DatasetState.MISSING, 0)
     if report is not None and not read_resharding(layout).is_damaged:
         images, rows = report.images.ok, report.samples.rows
         return DatasetStatus(part, path, DatasetState.COMPLETE, images, rows, job.limit, job.ids)

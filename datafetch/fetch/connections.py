@@ -30,6 +30,7 @@ from datafetch.fetch.proxies import Proxies
 from datafetch.fetch.request_writer import connect_request
 from datafetch.fetch.response_head import ProtocolError
 from datafetch.fetch.tls_connection import READ_BYTES, TlsConnection
+from datafetch.fetch.tls_sessions import TlsSessions
 from datafetch.model.outcome import Permission
 
 _MAX_IDLE = 128  # enough for the few hosts that a manifest has many images of
@@ -91,6 +92,7 @@ class Connections:
         self._timer: asyncio.TimerHandle | None = None
         self._is_closed = False
         self._connected_at_s = -math.inf
+        self._sessions = TlsSessions()
         self._tls_buffer = memoryview(bytearray(READ_BYTES))
 
     @property
@@ -240,7 +242,9 @@ class Connections:
     async def _start_tls(self, connection: Connection, tls: ssl.SSLContext) -> Connection:
         """Make the TLS handshake on a connection."""
         try:
-            tls_connection = TlsConnection(connection.protocol, tls, _tls_name(connection.endpoint), self._tls_buffer)
+            server = self._sessions.of(connection.endpoint) if tls is self._tls else None
+            name = _tls_name(connection.endpoint)
+            tls_connection = TlsConnection(connection.protocol, tls, name, buffer=self._tls_buffer, server=server)
             tls_connection.start(connection.transport)
             await tls_connection.secured
         except BaseException:

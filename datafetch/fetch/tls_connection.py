@@ -20,6 +20,8 @@ import ssl
 from collections.abc import Callable
 from typing import Any, cast
 
+from datafetch.fetch.tls_sessions import TlsServer
+
 READ_BYTES = 128 * 1024
 """Decrypted bytes that are passed on at once; most images are smaller."""
 
@@ -33,6 +35,7 @@ class TlsConnection(asyncio.Protocol):
         server_name: The host name or address that the server's certificate must be valid for.
         buffer: Room for ``READ_BYTES``, which any number of connections of one event loop share: it holds nothing from
             one call to the next.
+        server: Has the session to resume, and learns of the new one; None if the server is not verified.
 
     Attributes:
         secured: Is done once the handshake is. Raises ``ssl.SSLError`` where it failed, and ``OSError`` where the
@@ -40,13 +43,21 @@ class TlsConnection(asyncio.Protocol):
     """
 
     def __init__(
-        self, protocol: asyncio.Protocol, context: ssl.SSLContext, server_name: str, buffer: memoryview
+        self,
+        protocol: asyncio.Protocol,
+        context: ssl.SSLContext,
+        server_name: str,
+        *,
+        buffer: memoryview,
+        server: TlsServer | None = None,
     ) -> None:
         self.secured: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._protocol = protocol
         self._incoming = ssl.MemoryBIO()
         self._outgoing = ssl.MemoryBIO()
-        self._tls = context.wrap_bio(self._incoming, self._outgoing, server_hostname=server_name)
+        self._offered = None if server is None else server.session()
+        self._server = server
+        self._tls = context.wrap_bio(self._incoming, self._outgoing, server_hostname=server_name, session=self._offered)
         self._buffer = buffer
         self._socket: asyncio.Transport | None = None
         self._is_secured = False
@@ -122,6 +133,9 @@ class TlsConnection(asyncio.Protocol):
         except ssl.SSLError as error:
             self._fail(socket, error)
         if length:
+            if self._server is not None:
+                self._server.connected(tls, self._offered)
+                self._server = self._offered = None
             self._protocol.data_received(bytes(buffer[:length]))
         self._send(socket)
         if is_over:

@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 
 import pytest
 from conftest import LOOPBACK
-from in_process import THREADS, run
+from in_process import THREADS, run, threads_with
 from killing import layout_of
 from runs import PATIENCE_S, Run, RunFolders, dying_at_a_step, read_lines, serve_trial
 from test_image_files import publish
@@ -293,7 +293,7 @@ def failing_commits(shards: int) -> Backends:
         await is_full.wait()
         raise ResourceError("the disk is full")
 
-    return replace(THREADS, commit=commit)
+    return threads_with(commit)
 
 
 def stop(job: Job, shards: int) -> set[str]:

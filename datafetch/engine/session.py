@@ -45,7 +45,7 @@ from datafetch.model.statistics import ReshardProgress, Statistics
 from datafetch.model.wording import lasting
 from datafetch.monitor.heartbeat import write_heartbeats
 from datafetch.output.commit import CommitShard
-from datafetch.output.commit_process import commit_in_process
+from datafetch.output.commit_process import CommitProcesses
 from datafetch.output.merge import Output
 from datafetch.output.reshard.after_run import reshard_output
 from datafetch.output.reshard.copy import ProgressMonitor
@@ -76,11 +76,11 @@ class Backends:
     Attributes:
         open_transcoder: Opens a transcoder. Its arguments are the job, what an image becomes, and the folder for bodies
             that crash a codec process.
-        commit: Commits a shard whose images all have an outcome.
+        open_commit: Opens what commits shards whose images all have an outcome.
     """
 
     open_transcoder: Callable[[Job, ImageSpec, Path], AbstractAsyncContextManager[ImageTranscoder]] = _open_transcoder
-    commit: CommitShard = commit_in_process
+    open_commit: Callable[[], AbstractAsyncContextManager[CommitShard]] = CommitProcesses
 
 
 CHILD_PROCESSES = Backends()
@@ -147,6 +147,7 @@ class Session:
         async with (
             Fetcher(job.fetch, budget=budget, rate=rate) as fetch,
             backends.open_transcoder(job, spec, self.output.layout.quarantine) as transcode,
+            backends.open_commit() as commit,
             self._open_source(fetch, spec, archives, earlier, until_s) as source,
             _announced(until_s, job.finish_by),
         ):
@@ -155,7 +156,7 @@ class Session:
                 self.output,
                 source=source,
                 transcode=transcode,
-                commit=backends.commit,
+                commit=commit,
                 budget=budget,
             )
             async with self._watched(pipeline.statistics):

@@ -26,8 +26,13 @@ def main() -> int:
     interrupts = CommandInterrupts()
     interrupts.take_over()  # before the imports below, which take most of a second
     try:
-        from datafetch.process.allocator import return_freed_memory, without_blas_threads  # noqa: PLC0415
+        from datafetch.process.allocator import (  # noqa: PLC0415
+            collect_garbage_rarely,
+            return_freed_memory,
+            without_blas_threads,
+        )
 
+        collect_garbage_rarely()
         return_freed_memory()  # before a command loads Arrow
         without_blas_threads(os.environ)  # and numpy
         from datafetch.cli.app import main as run_command  # noqa: PLC0415

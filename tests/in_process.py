@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import pickle
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
@@ -23,7 +23,7 @@ from datafetch import Job
 from datafetch.engine.session import Backends
 from datafetch.model.ledger_line import ShardCounts
 from datafetch.model.outcome import Body, Failure, Fetched, Outcome
-from datafetch.output.commit import Commit, commit_shard
+from datafetch.output.commit import Commit, CommitShard, commit_shard
 from datafetch.transcode import ImageSpec
 from datafetch.transcode.codec import transcode
 
@@ -54,7 +54,8 @@ async def _open_transcoder(_job: Job, spec: ImageSpec, _quarantine: Path) -> Asy
     yield _ThreadTranscoder(spec)
 
 
-async def _commit_in_thread(commit: Commit) -> ShardCounts:
+async def commit_in_thread(commit: Commit) -> ShardCounts:
+    """Commit a shard in a thread."""
     copy: Commit = pickle.loads(pickle.dumps(commit))  # as the pipe to a commit process would copy it
     return msgspec.json.decode(orjson.dumps(await _until_done(lambda: commit_shard(copy))), type=ShardCounts)
 
@@ -73,7 +74,12 @@ async def _until_done(work: Callable[[], _Result]) -> _Result:
     return task.result()
 
 
-THREADS = Backends(_open_transcoder, _commit_in_thread)
+def threads_with(commit: CommitShard) -> Backends:
+    """Backends that transcode in a thread, and commit in another way."""
+    return Backends(_open_transcoder, lambda: nullcontext(commit))
+
+
+THREADS = threads_with(commit_in_thread)
 
 run = partial(datafetch.run, backends=THREADS)
 fetch_dataset = partial(datafetch.fetch_dataset, backends=THREADS)

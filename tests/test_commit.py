@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import psutil
 import pyarrow.parquet as pq
 import pytest
 from test_spool import make_outcome, make_result, make_sample
@@ -14,10 +15,11 @@ from test_spool import make_outcome, make_result, make_sample
 from datafetch.datasets import find_dataset
 from datafetch.errors import ConfigurationError, ConservationError, ResourceError
 from datafetch.model.kinds import Payload
+from datafetch.model.ledger_line import ShardCounts
 from datafetch.model.outcome import Encoded, Failure, FailureKind, Outcome
 from datafetch.model.sample import Sample
 from datafetch.output.commit import Commit, commit_shard
-from datafetch.output.commit_process import commit_in_process
+from datafetch.output.commit_process import CommitProcesses
 from datafetch.output.merge import Output
 from datafetch.store.layout import OutputLayout
 from datafetch.store.ledger_format import SCHEMA
@@ -137,12 +139,44 @@ def test_an_output_that_cannot_be_written_stops_the_run(layout: OutputLayout) ->
 async def test_in_a_process_of_its_own(layout: OutputLayout) -> None:
     """The process returns the counts, or the error that occurred."""
     commit = await asyncio.to_thread(lambda: asyncio.run(asyncio.to_thread(spool, layout, [make_outcome(0), GONE])))
-    totals = await commit_in_process(commit)
-    assert (totals.samples, totals.rows, totals.failed) == (2, 1, 1)
-    with pytest.raises(ConservationError, match="part-00000"):
-        await commit_in_process(replace(commit, samples=3))
-    with pytest.raises(ResourceError, match="run the same command again"):
-        await commit_in_process(replace(commit, shard="part-00009"))
+    async with CommitProcesses() as commit_in_process:
+        totals = await commit_in_process(commit)
+        assert (totals.samples, totals.rows, totals.failed) == (2, 1, 1)
+        with pytest.raises(ConservationError, match="part-00000"):
+            await commit_in_process(replace(commit, samples=3))
+        with pytest.raises(ResourceError, match="run the same command again"):
+            await commit_in_process(replace(commit, shard="part-00009"))
+
+
+@pytest.mark.both_loops
+async def test_a_process_stays_for_the_next_shard(layout: OutputLayout) -> None:
+    """Starting one takes as long as writing hundreds of rows. Of several at once, one stays; in the end none does."""
+    commits = [await asyncio.to_thread(spool, layout, [make_outcome(n)], f"part-{n:05d}") for n in range(4)]
+    async with CommitProcesses() as commit_in_process:
+        await commit_in_process(commits[0])
+        (first,) = _commit_processes()
+        await commit_in_process(commits[1])
+        assert _commit_processes() == [first]
+        await asyncio.gather(commit_in_process(commits[2]), commit_in_process(commits[3]))
+        assert len(_commit_processes()) == 1
+    assert not _commit_processes()
+    assert len(list(layout.ledgers.iterdir())) == len(commits)
+
+
+@pytest.mark.both_loops
+async def test_a_process_that_was_killed_while_idle_is_replaced(layout: OutputLayout) -> None:
+    """It has lost nothing, so no run needs to stop."""
+    commit = await asyncio.to_thread(lambda: spool(layout, [make_outcome(0)]))
+    async with CommitProcesses() as commit_in_process:
+        await commit_in_process(commit)
+        (idle,) = _commit_processes()
+        idle.kill()
+        assert (await commit_in_process(commit)).rows == 1
+        assert idle not in _commit_processes()
+
+
+def _commit_processes() -> list[psutil.Process]:
+    return [one for one in psutil.Process().children() if "datafetch.output.commit_process" in " ".join(one.cmdline())]
 
 
 def test_a_file_that_is_not_a_ledger_is_refused(tmp_path: Path) -> None:
@@ -153,10 +187,15 @@ def test_a_file_that_is_not_a_ledger_is_refused(tmp_path: Path) -> None:
         read_shard_counts(path)
 
 
+async def _commit_in_process(commit: Commit) -> ShardCounts:
+    async with CommitProcesses() as commit_in_process:
+        return await commit_in_process(commit)
+
+
 def test_a_process_returns_the_counts_of_the_commit(layout: OutputLayout, tmp_path: Path) -> None:
     """The counts of a commit process are complete, including those of the manifest's scan."""
     commit = replace(spool(layout, [make_outcome(number) for number in range(5)]), notes={"bad_lines": 3})
-    returned = asyncio.run(commit_in_process(commit))
+    returned = asyncio.run(_commit_in_process(commit))
     other = OutputLayout(tmp_path / "other" / "out")
     same = replace(spool(other, [make_outcome(number) for number in range(5)]), notes={"bad_lines": 3})
     assert returned == commit_shard(same)

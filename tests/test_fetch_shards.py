@@ -20,7 +20,7 @@ import orjson
 import pyarrow.parquet as pq
 import pytest
 from conftest import LOOPBACK, until
-from in_process import THREADS, fetch_dataset, run
+from in_process import THREADS, commit_in_thread, fetch_dataset, run, threads_with
 from jobs import coyo_job, files_of
 from runs import Run, RunFolders, StoredImages, Trial, dying_at_a_step, serve_trial
 from sources import place_images, place_source, tiny_options
@@ -255,7 +255,7 @@ class HeldBackends:
     def __init__(self) -> None:
         self.is_held = False
         self._go = asyncio.Event()
-        self.backends = Backends(THREADS.open_transcoder, self._commit)
+        self.backends = threads_with(self._commit)
 
     def release(self) -> None:
         """Commit the shards that wait."""
@@ -264,7 +264,7 @@ class HeldBackends:
     async def _commit(self, commit: Commit) -> ShardCounts:
         self.is_held = True
         await self._go.wait()
-        return await THREADS.commit(commit)
+        return await commit_in_thread(commit)
 
 
 @asynccontextmanager

@@ -10,7 +10,7 @@ import orjson
 import pyarrow.parquet as pq
 import pytest
 from conftest import LOOPBACK
-from in_process import THREADS, run
+from in_process import run, threads_with
 from jobs import files_of
 from test_image_files import publish
 
@@ -18,7 +18,6 @@ from datafetch import Check, Job, read_status, run_check
 from datafetch.cli.app import main
 from datafetch.demo.manifest import write_coyo_source
 from datafetch.demo.origin import Origin
-from datafetch.engine.session import Backends
 from datafetch.errors import ResourceError
 from datafetch.fetch import FetchPolicy
 from datafetch.model.ledger_line import ShardCounts
@@ -92,7 +91,7 @@ def test_an_interrupted_run_goes_on_where_it_was_moved(cut: Job, origin: Origin)
         raise ResourceError("full")
 
     with pytest.raises(ResourceError):
-        run(cut, backends=Backends(THREADS.open_transcoder, fail))
+        run(cut, backends=threads_with(fail))
     job = moved(cut)
     spooled = read_status(job.out).outcomes
     assert spooled["ok"] > 0

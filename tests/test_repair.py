@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from in_process import THREADS, retry, run
+from in_process import THREADS, commit_in_thread, retry, run, threads_with
 from jobs import POLICY, coyo_job, files_of, path_of, read_ledger, read_rows, requests_since
 from runs import OPTIONS, Run, dying_at_a_step
 from test_conservation import document, write_lines
@@ -219,9 +219,9 @@ def _stopping_at_the_last(shards: int) -> Backends:
     async def commit(commit: Commit) -> ShardCounts:
         if next(commits, None) is None:
             raise ResourceError("full")
-        return await THREADS.commit(commit)
+        return await commit_in_thread(commit)
 
-    return Backends(THREADS.open_transcoder, commit)
+    return threads_with(commit)
 
 
 def _ledgers_of(job: Job) -> dict[str, bytes]:
@@ -330,11 +330,11 @@ def test_rows_of_an_interrupted_retry_are_kept(job: Job, tmp_path: Path) -> None
     """What the retry has added to a shard whose other rows are lost is still there afterwards."""
 
     async def commit_and_fail(commit: Commit) -> ShardCounts:
-        await THREADS.commit(commit)
+        await commit_in_thread(commit)
         raise ResourceError("full")
 
     with pytest.raises(ResourceError):
-        retry(job.out, backends=Backends(THREADS.open_transcoder, commit_and_fail))
+        retry(job.out, backends=threads_with(commit_and_fail))
     layout = OutputLayout(Path(job.out))
     assert list(layout.added.glob("*.pkl"))
     for path in Path(job.out).glob("*.pkl"):

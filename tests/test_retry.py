@@ -13,7 +13,7 @@ from typing import Any
 import orjson
 import pytest
 from conftest import LOOPBACK
-from in_process import THREADS, retry, run
+from in_process import retry, run, threads_with
 from jobs import POLICY, coyo_job, faulty_urls, files_of, path_of, read_ledger, read_rows, requests_since
 from origin import Web
 from runs import PATIENCE_S, read_lines
@@ -571,7 +571,7 @@ def test_an_interrupted_retry_is_completed_with_its_own_options(
 
     run(blocked_job)
     with pytest.raises(ResourceError):
-        retry(blocked_job.out, BLOCKED, change=allow_loopback, backends=replace(THREADS, commit=die))
+        retry(blocked_job.out, BLOCKED, change=allow_loopback, backends=threads_with(die))
     assert read_status(blocked_job.out).summary()["retry"] is True
     assert read_status(blocked_job.out).state == "interrupted"
     show_status(read_status(blocked_job.out), as_json=False)

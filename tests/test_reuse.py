@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import pytest
-from in_process import THREADS, run
+from in_process import THREADS, run, threads_with
 from jobs import POLICY, coyo_job, faulty_urls, files_of, path_of, read_ledger, read_rows, requests_since
 from killing import layout_of
 from runs import PATIENCE_S, Run, RunFolders, dying_at_a_step, read_lines, serve_trial
@@ -268,7 +268,7 @@ def failing_commits(shards: int) -> Backends:
         await is_full.wait()
         raise ResourceError("the disk is full")
 
-    return replace(THREADS, commit=commit)
+    return threads_with(commit)
 
 
 def stop(job: Job, shards: int) -> set[str]:

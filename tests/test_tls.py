@@ -212,3 +212,27 @@ async def test_an_image_that_failed_without_verification_too_is_marked(certifica
             failure = await fetch(server.url)
     assert isinstance(failure, Failure)
     assert failure.permitted == PERMITTED
+
+
+class _Spoiler(_Server):
+    """A server that sends the head of a response and a part of its body, and then bytes that are no TLS."""
+
+    def finish_request(self, request: socket.socket | tuple[bytes, socket.socket], client_address: object) -> None:
+        """Answer one request."""
+        del client_address
+        assert isinstance(request, socket.socket)
+        with suppress(OSError):
+            below = request.dup()
+            with below, self._context.wrap_socket(request, server_side=True) as connection:
+                connection.recv(65_536)
+                connection.sendall(PICTURE[:-1])
+                below.sendall(b"e" * 100)
+
+
+async def test_bytes_that_are_no_tls_are_no_body(certificate: Path) -> None:
+    """What was not encrypted could come from anybody; the body ends there, incomplete."""
+    with _Spoiler(certificate) as server:
+        async with Fetcher(LAX) as fetch:
+            failure = await fetch(server.url)
+    assert isinstance(failure, Failure)
+    assert failure.kind is FailureKind.DISCONNECTED

@@ -28,7 +28,7 @@ from datafetch.model.ledger_line import LedgerLine, ShardCounts
 from datafetch.model.outcome import Body, Encoded
 from datafetch.model.sample import Sample
 from datafetch.output.commit import Commit
-from datafetch.output.commit_process import commit_in_process
+from datafetch.output.commit_process import CommitProcesses
 from datafetch.output.merge import Output
 from datafetch.store.layout import OutputLayout
 from datafetch.store.spool_format import ImageResult, SpoolRecord
@@ -122,10 +122,15 @@ def _ended(size: Size) -> Iterator[SpoolRecord]:
         yield sample
 
 
+async def _commit(commit: Commit) -> ShardCounts:
+    async with CommitProcesses() as commit_in_process:
+        return await commit_in_process(commit)
+
+
 async def _watch(case: str, kind: RunKind, commit: Commit) -> Run:
     meter = Meter()
     started_s = time.perf_counter()
-    committing = asyncio.create_task(commit_in_process(commit))
+    committing = asyncio.create_task(_commit(commit))
     peak_bytes = 0
     while not committing.done():
         peak_bytes = max(peak_bytes, _peak_bytes())

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import asyncio
 import filecmp
-import zlib
 from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, replace
@@ -27,6 +26,7 @@ from datafetch.fetch import Limiter, Reservation
 from datafetch.fetch.archive import MemberReader
 from datafetch.fetch.fetcher import OUT_OF_TIME
 from datafetch.model.archive import Member
+from datafetch.model.checksum import crc32
 from datafetch.model.image_interfaces import Fetch
 from datafetch.model.outcome import Body, Failure, FailureKind, Fetched, Source
 from datafetch.model.sample import FAILURE, FALLBACK, FILE, MEMBER, Row, Sample
@@ -243,7 +243,7 @@ class ImageSource:
         if FILE in sample.row and not await _in_thread(partial(self._is_same_file, adoption, sample)):
             return "is another file than that in the source"
         body = await self._take(adoption, sample, size_bytes, memory)
-        if member is not None and await _in_thread(partial(zlib.crc32, body.content)) != member.crc32:
+        if member is not None and await _in_thread(partial(crc32, body.content)) != member.crc32:
             memory.shrink(0)
             return "has another checksum"
         return body

@@ -29,6 +29,7 @@ from datafetch.fetch.memory import Reservation
 from datafetch.fetch.policy import DEFAULT_MAX_BODY_BYTES
 from datafetch.fetch.ranges import Range, RangeReader
 from datafetch.model.archive import DEFLATED, DEFLATED64, LOCAL_HEADER_BYTES, STORED, Member
+from datafetch.model.checksum import crc32
 from datafetch.model.outcome import Body, Failure, FailureKind, Fetched, Permission, Source
 
 _LOCAL_HEADER = struct.Struct("<4s5H3L2H")
@@ -302,7 +303,7 @@ def _check(member: Member, content: bytes) -> None:
     """
     if len(content) != member.size_bytes:
         raise _BadMemberError("it has another size than the central directory gives")
-    if zlib.crc32(content) != member.crc32:
+    if crc32(content) != member.crc32:
         raise _BadMemberError("its checksum is wrong", hashlib.sha256(content).hexdigest())
 
 

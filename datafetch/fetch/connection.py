@@ -7,7 +7,7 @@ A timer ends the response with TimeoutError when the server is silent for too lo
 paused reading, since the silence is then our own.
 
 Rules: reading is paused when the reader of the body falls behind. It is paused at the socket and not at the TLS layer
-above it: uvloop's TLS discards what it has buffered when the peer closes the connection, so nothing may stay there.
+above it, which holds nothing: what it had buffered when the peer closes the connection would be lost.
 """
 
 from __future__ import annotations
@@ -258,6 +258,6 @@ class Connection:
         return bool(unread.poll(0))
 
     def drop(self) -> None:
-        """Close it abruptly: after a clean close, uvloop reads on from a TLS peer for 30 s (MagicStack/uvloop#471)."""
+        """Close it abruptly: what the server still sends is not wanted, and nobody waits for it."""
         self.protocol.forget_response()
         self.transport.abort()

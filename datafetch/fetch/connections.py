@@ -29,6 +29,8 @@ from datafetch.fetch.policy import FetchPolicy
 from datafetch.fetch.proxies import Proxies
 from datafetch.fetch.request_writer import connect_request
 from datafetch.fetch.response_head import ProtocolError
+from datafetch.fetch.tls_connection import READ_BYTES, TlsConnection
+from datafetch.fetch.tls_sessions import TlsSessions
 from datafetch.model.outcome import Permission
 
 _MAX_IDLE = 128  # enough for the few hosts that a manifest has many images of
@@ -90,6 +92,8 @@ class Connections:
         self._timer: asyncio.TimerHandle | None = None
         self._is_closed = False
         self._connected_at_s = -math.inf
+        self._sessions = TlsSessions()
+        self._tls_buffer = memoryview(bytearray(READ_BYTES))
 
     @property
     def has_connected_lately(self) -> bool:
@@ -238,13 +242,16 @@ class Connections:
     async def _start_tls(self, connection: Connection, tls: ssl.SSLContext) -> Connection:
         """Make the TLS handshake on a connection."""
         try:
-            transport = await self._loop.start_tls(
-                connection.transport, connection.protocol, tls, server_hostname=_tls_name(connection.endpoint)
-            )
+            server = self._sessions.of(connection.endpoint) if tls is self._tls else None
+            name = _tls_name(connection.endpoint)
+            tls_connection = TlsConnection(connection.protocol, tls, name, buffer=self._tls_buffer, server=server)
+            tls_connection.start(connection.transport)
+            await tls_connection.secured
         except BaseException:
             connection.drop()
             raise
-        if transport is None or transport.is_closing():  # uvloop reports no error when the server closes meanwhile
+        transport = tls_connection.transport()
+        if transport.is_closing():  # the server has closed it since
             raise ConnectionResetError("the connection was closed in the TLS handshake")
         connection.protocol.use_tls(transport)
         return Connection(connection.endpoint, transport, connection.protocol, connection.permitted)

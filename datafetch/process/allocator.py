@@ -1,13 +1,16 @@
-"""Settings of the memory allocators: whether a process returns freed memory to the system, or keeps it for later."""
+"""Settings of the memory allocators: when a process frees memory, and whether it returns it to the system."""
 
 from __future__ import annotations
 
 import ctypes
+import gc
 import os
 from collections.abc import MutableMapping
 from contextlib import suppress
 
 _MIB = 1024 * 1024
+# Python's own thresholds are 700, 10 and 10. A thousand tasks hold more objects than that while nothing is garbage.
+_GARBAGE_THRESHOLDS = 10_000, 20, 20
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # <malloc.h>
 
 
@@ -22,6 +25,16 @@ def return_freed_memory() -> None:
     """
     os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")
     _set_thresholds(mmap_bytes=_MIB, trim_bytes=16 * _MIB)
+
+
+def collect_garbage_rarely() -> None:
+    """Let this process look for unreachable cycles less often. Only for commands: a library must not decide this.
+
+    Python looks for them whenever it has 700 objects more than before, as it always has while it imports modules and
+    starts tasks, and goes through all objects each time that a quarter more have survived. That is 7 to 15 % of the CPU
+    time of a fetching process, which leaves few cycles, and of the time that imports take.
+    """
+    gc.set_threshold(*_GARBAGE_THRESHOLDS)
 
 
 def keep_freed_memory() -> None:

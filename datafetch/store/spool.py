@@ -79,6 +79,7 @@ class Spool:
         self._file = file
         self._end_offset = recovered.end_offset
         self._pending: list[bytes] = []
+        self._appended = self._written = 0  # calls of ``append``, and those of them whose entries have been written
         self._writing = asyncio.Lock()
         self._syncing = asyncio.Lock()
         self._is_on_disk = False
@@ -116,8 +117,9 @@ class Spool:
     async def append(self, *records: SpoolRecord) -> int:
         """Append entries and return when the operating system has them.
 
-        The caller that holds the lock writes the entries of all callers that arrived in the meantime. A caller waits
-        for two writes at most, so the entries that are pending are bounded by the number of callers.
+        The caller that holds the lock writes the entries of all callers that arrived in the meantime, and of those that
+        arrive in the same iteration of the event loop, as the images of a codec process do: each write takes a thread.
+        A caller waits for two writes at most, so the entries that are pending are bounded by the number of callers.
 
         Returns:
             The offset of the first entry, for ``entries.image``.
@@ -130,8 +132,14 @@ class Spool:
             pieces = encode(record, self.recovered.marker)
             self._pending += pieces
             self._end_offset += sum(map(len, pieces))
+        self._appended += 1
+        number = self._appended
         async with self._writing:
-            await self._flush()
+            if number > self._written:
+                await asyncio.sleep(0)
+                appended = self._appended
+                await self._flush()
+                self._written = appended
         return offset
 
     async def sync(self) -> None:

@@ -19,15 +19,16 @@ from __future__ import annotations
 
 import os
 import struct
-import zlib
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any, BinaryIO, TypeAlias
 
+import msgspec
 import orjson
 
 from datafetch.errors import ConfigurationError, ConservationError
 from datafetch.model import exact_json
+from datafetch.model.checksum import crc32
 from datafetch.model.ledger_line import LedgerLine
 from datafetch.model.sample import Sample
 from datafetch.model.untrusted import short_repr
@@ -41,7 +42,22 @@ _KIND_AND_LENGTH = struct.Struct("<BI")  # kind, length of the metadata
 _HEADER_BYTES = _ENTRY_HEADER.size + _HEADER_CRC.size
 _IMAGE = ord("I")
 _SAMPLE = ord("S")
+SAMPLE_ENTRY = -1
+"""Stands for a sample's own entry among the numbers of its images, and before all of them."""
 _SEARCH_BYTES = 1 << 20  # read at a time while searching for the next marker
+
+
+class _PlaceOfImage(msgspec.Struct):
+    sample: int
+    image: int
+
+
+class _PlaceOfSample(msgspec.Struct):
+    position: int
+
+
+_IMAGE_POSITION = msgspec.json.Decoder(_PlaceOfImage)
+_SAMPLE_POSITION = msgspec.json.Decoder(_PlaceOfSample)
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -72,15 +88,17 @@ class StoredImage:
         line: The image's ledger line.
         jpeg_bytes: The size of the JPEG; 0 if the image failed.
         file: The open spool.
-        marker: The spool's marker.
-        offset: The offset of the entry in the spool, in bytes.
+        jpeg_offset: The offset of the JPEG in the spool, in bytes.
+        crc_before: The CRC-32 of what precedes the JPEG in its entry's payload.
+        crc: The CRC-32 of the whole payload, as the entry's header has it.
     """
 
     line: LedgerLine
     jpeg_bytes: int
     file: BinaryIO
-    marker: bytes
-    offset: int
+    jpeg_offset: int
+    crc_before: int
+    crc: int
 
     def load(self) -> ImageResult:
         """Read the JPEG.
@@ -88,10 +106,11 @@ class StoredImage:
         Raises:
             ConservationError: The spool no longer holds the entry.
         """
-        payload = _read_payload(self.file, self.marker, self.offset)
-        if payload is None or len(payload) < self.jpeg_bytes:
+        self.file.seek(self.jpeg_offset)
+        jpeg = self.file.read(self.jpeg_bytes)
+        if len(jpeg) != self.jpeg_bytes or crc32(jpeg, self.crc_before) != self.crc:
             raise ConservationError(f"{self.file.name} changed while it was read")
-        return ImageResult(self.line, payload[len(payload) - self.jpeg_bytes :])
+        return ImageResult(self.line, jpeg)
 
 
 SpooledImage: TypeAlias = ImageResult | StoredImage
@@ -158,9 +177,9 @@ def encode(record: LazySpoolRecord, marker: bytes) -> tuple[bytes, ...]:
         kind, metadata, jpeg = _IMAGE, _encode_line(record.line), record.load().jpeg
     start = _KIND_AND_LENGTH.pack(kind, len(metadata))
     # The pieces are not joined here, because the metadata alone may have a hundred megabytes.
-    crc = zlib.crc32(jpeg, zlib.crc32(metadata, zlib.crc32(start)))
+    crc = crc32(jpeg, crc32(metadata, crc32(start)))
     header = _ENTRY_HEADER.pack(marker, len(start) + len(metadata) + len(jpeg), crc)
-    return header, _HEADER_CRC.pack(zlib.crc32(header)), start, metadata, jpeg
+    return header, _HEADER_CRC.pack(crc32(header)), start, metadata, jpeg
 
 
 def _encode_line(line: LedgerLine) -> bytes:
@@ -178,16 +197,49 @@ def _encode_sample(sample: Sample) -> bytes:
 
 def read_entries(file: BinaryIO, marker: bytes) -> Iterator[Entry]:
     """All intact entries from the current position to the end that the file has now; damaged ones are skipped."""
+    for offset, end_offset, payload in _read_payloads(file, marker):
+        yield Entry(offset, end_offset, _decode(payload))
+
+
+def _read_payloads(file: BinaryIO, marker: bytes) -> Iterator[tuple[int, int, bytes]]:
+    """The intact entries from the current position: where each begins and ends, and its payload."""
     offset, size = file.tell(), os.fstat(file.fileno()).st_size
     while offset < size:
-        entry = read_entry(file, marker, offset)
-        if entry is None:
+        payload = _read_payload(file, marker, offset)
+        if payload is None:
             offset = _find_marker(file, marker, offset + 1)
             if offset < 0:
                 return
         else:
-            yield entry
-            offset = entry.end_offset
+            end_offset = file.tell()
+            yield offset, end_offset, payload
+            offset = end_offset
+
+
+def read_positions(file: BinaryIO, marker: bytes) -> Iterator[tuple[int, int, int]]:
+    """Where the intact entries are, and what they are of; damaged ones are skipped.
+
+    Yields:
+        The offset of an entry, the position of its sample, and the number of its image; ``SAMPLE_ENTRY`` for the entry
+        of the sample itself.
+    """
+    return (_position(offset, payload) for offset, _, payload in _read_payloads(file, marker))
+
+
+def _position(offset: int, payload: bytes) -> tuple[int, int, int]:
+    """What an entry is of, without the rest of it where msgspec, which is stricter, can read it."""
+    kind, metadata_bytes = _KIND_AND_LENGTH.unpack_from(payload)
+    metadata = memoryview(payload)[_KIND_AND_LENGTH.size : _KIND_AND_LENGTH.size + metadata_bytes]
+    try:
+        if kind == _SAMPLE:
+            return offset, _SAMPLE_POSITION.decode(metadata).position, SAMPLE_ENTRY
+        place = _IMAGE_POSITION.decode(metadata)
+    except msgspec.MsgspecError:
+        record = _decode(payload)
+        if isinstance(record, Sample):
+            return offset, record.position, SAMPLE_ENTRY
+        return offset, record.line.sample, record.line.image
+    return offset, place.sample, place.image
 
 
 def read_entry(file: BinaryIO, marker: bytes, offset: int) -> Entry | None:
@@ -202,7 +254,7 @@ def _read_payload(file: BinaryIO, marker: bytes, offset: int) -> bytes | None:
     if header is None or offset + _HEADER_BYTES + header.payload_bytes > os.fstat(file.fileno()).st_size:
         return None
     payload = file.read(header.payload_bytes)
-    return payload if zlib.crc32(payload) == header.crc else None
+    return payload if crc32(payload) == header.crc else None
 
 
 def read_stored(file: BinaryIO, marker: bytes, offset: int) -> Sample | StoredImage | None:
@@ -219,14 +271,17 @@ def read_stored(file: BinaryIO, marker: bytes, offset: int) -> Sample | StoredIm
     jpeg_bytes = header.payload_bytes - len(start) - metadata_bytes
     if jpeg_bytes < 0:
         return None
-    if kind == _IMAGE and jpeg_bytes:
-        record = _decode(start + file.read(metadata_bytes))
-    else:
+    if kind != _IMAGE or not jpeg_bytes:
         entry = read_entry(file, marker, offset)
         if entry is None:
             return None
-        record = entry.record
-    return record if isinstance(record, Sample) else StoredImage(record.line, jpeg_bytes, file, marker, offset)
+        if isinstance(entry.record, Sample):
+            return entry.record
+        return StoredImage(entry.record.line, 0, file, file.tell(), header.crc, header.crc)
+    metadata = file.read(metadata_bytes)
+    record = _decode(start + metadata)
+    assert not isinstance(record, Sample), "it is of another kind"
+    return StoredImage(record.line, jpeg_bytes, file, file.tell(), crc32(metadata, crc32(start)), header.crc)
 
 
 def scan_records(file: BinaryIO, marker: bytes) -> Iterator[SpoolRecord]:
@@ -263,7 +318,7 @@ def _read_header(file: BinaryIO, marker: bytes, offset: int) -> _EntryHeader | N
     file.seek(offset)
     header = file.read(_HEADER_BYTES)
     fields, crc_field = header[: _ENTRY_HEADER.size], header[_ENTRY_HEADER.size :]
-    if len(header) != _HEADER_BYTES or _HEADER_CRC.pack(zlib.crc32(fields)) != crc_field:
+    if len(header) != _HEADER_BYTES or _HEADER_CRC.pack(crc32(fields)) != crc_field:
         return None
     found, payload_bytes, crc = _ENTRY_HEADER.unpack(fields)
     return _EntryHeader(payload_bytes, crc) if found == marker and payload_bytes >= _KIND_AND_LENGTH.size else None

@@ -14,9 +14,7 @@ from datafetch.errors import ConservationError
 from datafetch.model.ledger_line import LedgerLine
 from datafetch.model.regular_file import require_regular
 from datafetch.model.sample import Record, Sample
-from datafetch.store.spool_format import SpooledImage, SpoolRecord, StoredImage, read_entries, read_marker, read_stored
-
-_SAMPLE_ENTRY = -1  # the sample's own entry in the index of entries; sorts before those of its images
+from datafetch.store.spool_format import SpooledImage, StoredImage, read_marker, read_positions, read_stored
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,11 +58,10 @@ class SpoolReader:
         self._file = _FileOfImages(io.FileIO(path))
         self._marker = read_marker(self._file)
         samples, images, offsets = array("q"), array("q"), array("q")
-        for entry in read_entries(self._file, self._marker):
-            sample, image = _sort_key(entry.record)
+        for offset, sample, image in read_positions(self._file, self._marker):
             samples.append(sample)
             images.append(image)
-            offsets.append(entry.offset)
+            offsets.append(offset)
         order = np.lexsort((np.array(images, np.int64), np.array(samples, np.int64)))
         self._offsets = np.array(offsets, np.int64)[order]
 
@@ -102,9 +99,3 @@ class _FileOfImages(io.BufferedReader):
 
     def __del__(self) -> None:
         self.close()
-
-
-def _sort_key(record: SpoolRecord) -> tuple[int, int]:
-    if isinstance(record, Sample):
-        return record.position, _SAMPLE_ENTRY
-    return record.line.sample, record.line.image

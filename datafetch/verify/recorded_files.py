@@ -7,12 +7,12 @@ What was recorded is in ``equal.json``, in the ledgers, and in the indexes of im
 from __future__ import annotations
 
 import os
-import zlib
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 from datafetch.errors import ConfigurationError, raise_if_exhausted
+from datafetch.model.checksum import crc32
 from datafetch.model.dataset import Dataset
 from datafetch.model.kinds import Loader
 from datafetch.output.formats import COUNT_SUFFIX, ROWS_SUFFIX, PickleFormat, PublishedFile, format_of
@@ -195,7 +195,7 @@ def _compare(file: PublishedFile, location: Location, real_out: str | None) -> I
             checksum = 0
             with file.path.open("rb", buffering=0) as opened:
                 while piece := opened.read(_CHUNK_BYTES):
-                    checksum = zlib.crc32(piece, checksum)
+                    checksum = crc32(piece, checksum)
                     yield Examination(read_bytes=len(piece))
             if checksum != file.crc32:
                 message = "has other bytes than it was written with"

@@ -27,7 +27,6 @@ import hashlib
 import os
 import stat
 import struct
-import zlib
 from array import array
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass
@@ -399,7 +398,7 @@ def _decode_name(raw: bytes, extra: dict[int, bytes], *, is_utf8: bool) -> str |
     unicode_path = extra.get(_UNICODE_PATH_FIELD, b"")
     if not is_utf8 and len(unicode_path) > _UNICODE_PATH_HEADER.size:
         version, crc32 = _UNICODE_PATH_HEADER.unpack_from(unicode_path)
-        if version == 1 and crc32 == zlib.crc32(raw):
+        if version == 1 and crc32 == crc32(raw):
             raw, is_utf8 = unicode_path[_UNICODE_PATH_HEADER.size :], True
     try:
         return raw.decode()

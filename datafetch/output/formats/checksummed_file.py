@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import zlib
 from pathlib import Path
 
 from datafetch.errors import ResourceError
+from datafetch.model.checksum import crc32
 
 _CHUNK_BYTES = 1 << 20
 
@@ -28,7 +28,7 @@ class ChecksummedFile:
         """Append bytes."""
         self._file.write(piece)
         self.written_bytes += len(piece)
-        self._checksum = zlib.crc32(piece, self._checksum)
+        self._checksum = crc32(piece, self._checksum)
 
     def finish(self) -> None:
         """Write what is buffered; the commit syncs the file."""
@@ -54,8 +54,8 @@ class ChecksummedFile:
 
 def crc32_of(path: Path) -> int:
     """Read a file, and compute its CRC-32."""
-    checksum = 0
+    checksum, buffer = 0, memoryview(bytearray(_CHUNK_BYTES))
     with path.open("rb", buffering=0) as file:
-        while piece := file.read(_CHUNK_BYTES):
-            checksum = zlib.crc32(piece, checksum)
+        while size := file.readinto(buffer):
+            checksum = crc32(buffer[:size], checksum)
     return checksum

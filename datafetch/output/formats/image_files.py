@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import filecmp
 import os
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -23,6 +22,7 @@ import orjson
 
 from datafetch.errors import ConfigurationError, ResourceError
 from datafetch.model.bounds import Count, Crc32
+from datafetch.model.checksum import crc32
 from datafetch.model.outcome import OK
 from datafetch.model.regular_file import open_regular
 from datafetch.output.formats.output_format import OutputFormat, PublishedFile, PublishedRow, size_bytes
@@ -167,7 +167,7 @@ class ImageFilesWriter:
             file.flush()
             # Starts writing it to the disk, so that bringing all of them there in the end is four times as fast.
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-        self._add_to_index(ImageFile(name, len(content), number, sample, crc32=zlib.crc32(content)))
+        self._add_to_index(ImageFile(name, len(content), number, sample, crc32=crc32(content)))
 
     def copy_row(self, row: PublishedRow) -> None:
         """Never called, because ``read_rows`` returns no rows."""

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import pickle
-import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from datafetch.errors import ManifestError, ResourceError
+from datafetch.model.checksum import crc32
 from datafetch.output.formats.checksummed_file import ChecksummedFile
 from datafetch.output.formats.output_format import ShardFormat
 from datafetch.output.formats.pickle_form import BATCH_SEPARATOR, LIST_END, PREAMBLE, ROWS_PER_BATCH, row_frame
@@ -100,7 +100,7 @@ class PickleShardWriter:
 
     def checksums(self) -> dict[str, int]:
         """The CRC-32 of both files."""
-        return {**self._file.checksums(), self._count_path.name: zlib.crc32(str(self._rows).encode())}
+        return {**self._file.checksums(), self._count_path.name: crc32(str(self._rows).encode())}
 
     def close(self) -> None:
         """Close the file, finished or not."""

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import logging
 import os
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +16,7 @@ from msgspec import Meta
 
 from datafetch.errors import ConfigurationError, ManifestError, ResourceError, raise_if_exhausted
 from datafetch.model.bounds import Count, Crc32, PlainName
+from datafetch.model.checksum import crc32
 from datafetch.model.report import ReshardedEpoch
 from datafetch.output.formats import COUNT_SUFFIX, ROWS_SUFFIX, PublishedFile, read_count
 from datafetch.output.formats.output_format import size_bytes
@@ -105,7 +105,7 @@ class ReshardRecord:
         for name, file in self.files.items():
             count = str(file.rows).encode()
             yield PublishedFile(layout.out / f"{name}{ROWS_SUFFIX}", file.size_bytes, self.crc32.get(name))
-            yield PublishedFile(layout.out / f"{name}{COUNT_SUFFIX}", len(count), zlib.crc32(count))
+            yield PublishedFile(layout.out / f"{name}{COUNT_SUFFIX}", len(count), crc32(count))
 
     def cut_to_size(self, layout: OutputLayout) -> None:
         """Cut what was appended to shards, if the bytes before it are those that were written."""
@@ -174,12 +174,12 @@ class ReshardRecord:
 
 def _crc32_of_start(path: Path, size: int) -> int:
     """The CRC-32 of the first bytes of a file."""
-    crc32, left_bytes = 0, size
+    checksum, left_bytes = 0, size
     with path.open("rb") as file:
         while left_bytes and (chunk := file.read(min(left_bytes, _CHUNK_BYTES))):
-            crc32 = zlib.crc32(chunk, crc32)
+            checksum = crc32(chunk, checksum)
             left_bytes -= len(chunk)
-    return crc32
+    return checksum
 
 
 def _is_whole(layout: OutputLayout, name: str, file: ReshardedFile) -> bool:

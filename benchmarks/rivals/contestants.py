@@ -30,7 +30,8 @@ MULTI = "benchmarks.fetch.client_libcurl_select"
 MULTI_SOCKET = "benchmarks.fetch.client_libcurl_epoll"
 FAILED = "failed"
 
-_DAFT_JOB = Path(__file__).with_name("daft_job.py")
+_ROOT = str(Path(__file__).resolve().parents[2])
+_DAFT_JOB = f"import sys; sys.path.insert(0, {_ROOT!r}); from benchmarks.rivals.daft_job import main; main()"
 _CONNECTIONS = 256  # of the clients that need a number
 
 
@@ -122,7 +123,7 @@ class FetchClient(Contestant):
     def outcomes(self, stdout: bytes, out: Path) -> Mapping[str, int]:  # noqa: ARG002 - of others
         """Count the images by outcome."""
         tally: Tally = pickle.loads((out / "tally").read_bytes())
-        return Counter(tally.outcomes)
+        return dict(Counter(tally.outcomes))
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,7 +172,7 @@ class Img2dataset(Contestant):
         """Count the images by outcome."""
         shards = [orjson.loads(path.read_bytes()) for path in out.glob("*_stats.json")]
         images, good = (sum(shard[name] for shard in shards) for name in ("count", "successes"))
-        return +Counter({OK: good, FAILED: images - good})
+        return dict(+Counter({OK: good, FAILED: images - good}))
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,7 +194,7 @@ class Daft(Contestant):
     def command(self, work: Work, out: Path) -> list[str]:
         """Make the command line."""
         numbers = (str(self.connections), str(work.retries + 1))
-        return [str(self.python), str(_DAFT_JOB), work.way, str(work.url_folder), str(out), *numbers]
+        return [str(self.python), "-c", _DAFT_JOB, work.way, str(work.url_folder), str(out), *numbers]
 
     def environment(self) -> Mapping[str, str]:
         """Keep it from asking the web."""

@@ -4,6 +4,8 @@ The command line gives the way, the folder of the parquet files with a column ``
 number of connections and the number of attempts. It prints the numbers of images and of good ones as JSON.
 """
 
+from __future__ import annotations
+
 import json
 import sys
 
@@ -38,7 +40,3 @@ def main() -> None:
 def _report(images: int, good: int) -> None:
     failed = {"failed": images - good} if good < images else {}
     print(json.dumps({"ok": good, **failed}))
-
-
-if __name__ == "__main__":
-    main()

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -86,6 +87,7 @@ def _play(match: Match, tools: Tools, arguments: argparse.Namespace) -> Record:
         "simd": bool(arguments.simd),
         "rivals": [*IMG2DATASET, *DAFT],
         "mean_body_bytes": tools.corpus.mean_bytes,
+        "commit": _commit(),
     }
     record = Record(f"comparison-{match.name}", "good images", "images/s", parameters, runs)
     record.show(DETAILS, list(_remarks(record)))
@@ -122,8 +124,11 @@ def _runs(
 
 
 def _remarks(record: Record) -> Iterator[str]:
-    base = record.cases[0]
-    for case in record.cases[1:]:
+    base, *others = record.cases
+    for case in others:
+        if not record.median(case):
+            yield f"{case} got no image"
+            continue
         cpu_ms, peak_mib = (
             record.median_detail(base, name) / record.median_detail(case, name) for name in ("cpu_ms", "peak_mib")
         )
@@ -131,6 +136,14 @@ def _remarks(record: Record) -> Iterator[str]:
             f"{base} against {case}: {record.ratio(base, case):.2f} × the good images a second, "
             f"{cpu_ms:.2f} × the CPU time, {peak_mib:.2f} × the memory"
         )
+
+
+def _commit() -> str:
+    """The commit that was measured; what changed since is not committed if it ends in ``-dirty``."""
+    command = ["git", "describe", "--always", "--dirty", "--exclude=*"]
+    root = Path(__file__).resolve().parents[2]
+    described = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
+    return described.stdout.strip() or "unknown"
 
 
 def _is_complete(record: Record) -> bool:

@@ -52,6 +52,7 @@ class Match:
 
     Attributes:
         name: Its name in the record.
+        title: What it is called on a page.
         way: What becomes of an image.
         web: Where the images are.
         contestants: Returns who takes part.
@@ -60,6 +61,7 @@ class Match:
     """
 
     name: str
+    title: str
     way: Way
     web: WebOf
     contestants: Callable[[Tools], Sequence[Contestant]]
@@ -116,15 +118,21 @@ def _connections(tools: Tools) -> list[Contestant]:
 
 
 MATCHES = (
-    Match("recipe-https", Way.RECIPE, _HTTPS, _pair, is_quick=True),
-    Match("recipe", Way.RECIPE, _HTTP, _encoding, is_quick=True),
-    Match("336", Way.SHRINK, _HTTP, _shrinking, is_quick=True),
-    Match("original", Way.ORIGINAL, _HTTP, _keeping, is_quick=True),
-    Match("fetch-https", Way.FETCH, _HTTPS, _fetching, is_quick=True),
-    Match("fetch", Way.FETCH, _HTTP, _fetching_with_daft),
-    Match("fetch-kept", Way.FETCH, _KEPT, _fetching_with_daft),
-    Match("documents", Way.RECIPE, _HTTP, _documents),
-    Match("latency", Way.RECIPE, slow_web, _connections),
-    Match("faults", Way.RECIPE, hostile_web, _pair, timeout_s=_SHORT_TIMEOUT_S),
+    Match("recipe-https", "encode again, HTTPS", Way.RECIPE, _HTTPS, _pair, is_quick=True),
+    Match("recipe", "encode again, HTTP", Way.RECIPE, _HTTP, _encoding, is_quick=True),
+    Match("336", "shrink to 336 pixels, HTTP", Way.SHRINK, _HTTP, _shrinking, is_quick=True),
+    Match("original", "keep the original JPEG, HTTP", Way.ORIGINAL, _HTTP, _keeping, is_quick=True),
+    Match("fetch-https", "fetch alone, HTTPS", Way.FETCH, _HTTPS, _fetching, is_quick=True),
+    Match("fetch", "fetch alone, HTTP", Way.FETCH, _HTTP, _fetching_with_daft),
+    Match("fetch-kept", "fetch alone, HTTP, connections kept alive", Way.FETCH, _KEPT, _fetching_with_daft),
+    Match("documents", "documents of five images, HTTP", Way.RECIPE, _HTTP, _documents),
+    Match(
+        "latency",
+        "encode again, answers after 120 ms in the median, with a heavy tail",
+        Way.RECIPE,
+        slow_web,
+        _connections,
+    ),
+    Match("faults", "encode again, 30 % of the URLs bad", Way.RECIPE, hostile_web, _pair, timeout_s=_SHORT_TIMEOUT_S),
 )
 """In the order in which they are run."""

@@ -42,22 +42,23 @@ def measure(contestant: Contestant, work: Work, out: Path, *, case: str, kind: R
         environment = {**work.environment, **contestant.environment()}
         usage = watch(command, interval_s=_INTERVAL_S, environment=environment)
         outcomes = contestant.outcomes(usage.stdout, out)
+        own_clock = contestant.own_clock(usage.stdout, out)
     finally:
         shutil.rmtree(out, ignore_errors=True)
     good = outcomes.get(OK, 0)
-    elapsed_s = contestant.elapsed_s(usage.stdout, usage)
     details = {
         "cpu_ms": _per_image_ms(usage.whole_cpu_s, good),
         "parent_cpu_ms": _per_image_ms(usage.cpu_s[Role.PARENT], good),
         "codec_cpu_ms": _per_image_ms(usage.cpu_s[Role.CODEC], good),
         "commit_cpu_ms": _per_image_ms(usage.cpu_s[Role.COMMIT], good),
-        "elapsed_s": elapsed_s,
+        "elapsed_s": usage.elapsed_s,
         "peak_mib": usage.total_peak_pss_bytes / MIB,
         "peak_rss_mib": usage.total_peak_bytes / MIB,
         "requests": served.requests() - requests_before,
         OTHERS_SHARE: usage.others_share * 100,
+        **own_clock,
     }
-    return Run(case, kind, good / elapsed_s, details, outcomes)
+    return Run(case, kind, good / details["elapsed_s"], details, outcomes)
 
 
 def _per_image_ms(cpu_s: float, images: int) -> float:

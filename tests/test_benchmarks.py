@@ -137,6 +137,7 @@ def test_the_newest_records_are_stated(project: Path) -> None:
     assert "| 1,234 · 0.81 · 300; 990 of 990 arrive | 20 · 50.0 · 300; 990 of 990 arrive |  |  |\n" in readme
     page = (project / "docs" / "comparison.md").read_text()
     assert "| datafetch | 300 | 3.33 | 1.23 | 300 | 990 | 1,000 |\n" in page
+    assert "\n## Encode again, HTTP\n" in page
     assert "medians of 3 runs. 2 cores of a CPU" in page
     assert "commit abc1234; other processes took at most 3 % of the machine" in page
     figure = ET.fromstring((project / "docs" / "comparison.svg").read_text())  # noqa: S314 - just written

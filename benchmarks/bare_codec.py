@@ -1,4 +1,6 @@
-"""The codec alone, in processes that have the bodies in memory; a child process of ``codec_ways`` and ``verify_speed``.
+"""The codec alone, in processes that have the bodies in memory; a child process of other benchmarks.
+
+The codec is datafetch's, or Pillow alone, as the recipe's few lines of Python use it.
 
 Rules: it runs in any environment that has Pillow and what ``datafetch.transcode`` imports, and prints one JSON object.
 Its clock starts when every process has warmed up.
@@ -13,10 +15,11 @@ import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import partial
+from io import BytesIO
 from pathlib import Path
 
 import PIL
-from PIL import features
+from PIL import Image, features
 
 from datafetch.model.outcome import OK, Encoded
 from datafetch.process.allocator import keep_freed_memory
@@ -30,6 +33,8 @@ SPECS: Mapping[str, ImageSpec] = {
     FAST: ImageSpec(short_side_px=336, resize=Resize.FAST),
     ORIGINAL: ImageSpec(encode=Encoding.ORIGINAL),
 }
+PILLOW, PILLOW_SHRINK = "Pillow", "Pillow, short side 336"
+SHORT_SIDES_PX: Mapping[str, int | None] = {PILLOW: None, PILLOW_SHRINK: 336}
 KEPT = "ok, kept"
 """The outcome of an image that was kept as received."""
 
@@ -42,15 +47,15 @@ _bodies: list[bytes] = []
 
 
 def bare_codec_command(python: str, way: str, images: int, processes: int, folder: Path) -> list[str]:
-    """Make the command that runs ``main`` on the pictures of a folder; ``way`` is a key of ``SPECS``."""
+    """Make the command that runs ``main`` on the pictures of a folder; ``way`` is a key of the mappings above."""
     code = f"import sys; sys.path.insert(0, {_ROOT!r}); from benchmarks.bare_codec import main; main()"
     return [python, "-c", code, way, str(images), str(processes), str(folder)]
 
 
 def main() -> None:
-    """Transcode as the command line says: a key of ``SPECS``, the numbers of images and processes, and the folder."""
+    """Transcode as the command line says: a way, the numbers of images and processes, and the folder."""
     way, images, processes, folder = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), Path(sys.argv[4])
-    work = partial(_transcode, SPECS[way])
+    work = partial(_transcode, SPECS[way]) if way in SPECS else partial(_use_pillow, SHORT_SIDES_PX[way])
     with multiprocessing.get_context("spawn").Pool(processes, _load, (sorted(folder.iterdir()),)) as pool:
         pool.map(work, range(processes * _WARM_UP_IMAGES), chunksize=_CHUNK_IMAGES)
         started_s = time.perf_counter()
@@ -84,3 +89,13 @@ def _transcode(spec: ImageSpec, number: int) -> tuple[str, float]:
     if isinstance(outcome, Encoded):
         return (KEPT if outcome.is_original else OK), cpu_s
     return outcome.kind.value, cpu_s
+
+
+def _use_pillow(short_side_px: int | None, number: int) -> tuple[str, float]:
+    started_s = time.process_time()
+    image: Image.Image = Image.open(BytesIO(_bodies[number % len(_bodies)])).convert("RGB")
+    if short_side_px is not None and min(image.size) > short_side_px:
+        scale = short_side_px / min(image.size)
+        image = image.resize((int(image.width * scale), int(image.height * scale)))
+    image.save(BytesIO(), format="JPEG")
+    return OK, time.process_time() - started_s

@@ -1,15 +1,16 @@
 """HostFarm: one small, fast server process that acts as thousands of hosts, good ones and bad ones.
 
 Rules: every address of 127.0.0.0/8 is a host of its own, and all have the same port; only the loopback device is
-listened on. The path says how the host treats a request: ``/<behaviour>/<bytes>/<anything>``. A request must cost the
-server next to nothing, because it shares the machine with what is measured. The server ends with the process that
-started it.
+listened on. The path says how the host treats a request: ``/<behaviour>/<body>/<anything>``, where the body is random
+bytes of that number, or, if there is a folder of pictures, the picture of that number. A request must cost the server
+next to nothing, because it shares the machine with what is measured. The server ends with the process that started it.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import math
 import os
 import random
 import socket
@@ -17,8 +18,9 @@ import struct
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from enum import StrEnum
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from types import TracebackType
 from typing import Self, cast
@@ -30,11 +32,13 @@ from datafetch.process.child import child_command
 
 _BACKLOG = 4096  # a thousand clients may connect in the same instant
 _DRIP_S = 1.0
+_MAX_DRIPS = 30  # for clients that have no deadline
 _PIECE_BYTES = 10_000  # a body in small chunks is written in pieces of this size
 _ONE_BYTE_PIECE = b"1\r\n.\r\n" * _PIECE_BYTES
 _SMALL_PIECE = b"".join(b"%x\r\n%b\r\n" % (size, b"." * size) for size in (2, 5, 3, 4, 6)) * (_PIECE_BYTES // 20)
 _HOSTS_PER_NETWORK = 1 << 16
 _NETWORKS = 250
+_COUNT = b"?"  # on standard input; the answer is the number of requests, on a line
 
 
 class Behaviour(StrEnum):
@@ -51,26 +55,52 @@ class Behaviour(StrEnum):
     SMALL_CHUNKS = "small_chunks"
 
 
+@dataclass(frozen=True, slots=True)
+class HeavyTail:
+    """A log-normal delay.
+
+    Attributes:
+        median_ms: Its median.
+        sigma: The standard deviation of its natural logarithm.
+    """
+
+    median_ms: float
+    sigma: float
+
+
 class HostFarm:
     """Runs the server in a process of its own while the ``with`` block lasts; ``url`` names what its hosts serve.
 
     Args:
-        delay_ms: The minimum and the maximum of the random delay before each answer.
+        delay_ms: The random delay before each answer: its minimum and maximum, or a distribution with a heavy tail.
         authority: The file to write the certificate to that clients must trust (``SSL_CERT_FILE``). If it is given, all
             hosts speak TLS only.
+        pictures: The folder of the pictures to serve, numbered in the order of their names; None for random bytes.
     """
 
-    def __init__(self, delay_ms: tuple[float, float] = (0.0, 0.0), authority: Path | None = None) -> None:
-        self._delay_ms = delay_ms
-        self._authority = authority
+    def __init__(
+        self,
+        delay_ms: tuple[float, float] | HeavyTail = (0.0, 0.0),
+        authority: Path | None = None,
+        pictures: Path | None = None,
+    ) -> None:
+        self._options: list[str] = []
+        if isinstance(delay_ms, HeavyTail):
+            self._options += ["--heavy-tail", str(delay_ms.median_ms), str(delay_ms.sigma)]
+        else:
+            self._options += ["--delay-ms", *map(str, delay_ms)]
+        if authority:
+            self._options += ["--authority", str(authority)]
+        if pictures:
+            self._options += ["--pictures", str(pictures)]
+        self._scheme = "https" if authority else "http"
         self._process: subprocess.Popen[bytes] | None = None
         self._port = 0
 
     def __enter__(self) -> Self:
         # The server ends when its standard input does, which is when this process ends at the latest.
-        authority = [str(self._authority)] if self._authority else []
         self._process = subprocess.Popen(
-            [*child_command("benchmarks.host_farm"), *map(str, self._delay_ms), *authority],
+            [*child_command("benchmarks.host_farm"), *self._options],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             start_new_session=True,
@@ -85,10 +115,27 @@ class HostFarm:
         if self._process is not None:
             self._process.communicate()
 
-    def url(self, behaviour: Behaviour, *, host: int, size_bytes: int, number: int) -> str:
-        """The URL at which a host serves an image of this size; another number gives another image."""
-        scheme = "https" if self._authority else "http"
-        return f"{scheme}://{address(host)}:{self._port}/{behaviour}/{size_bytes}/{number}"
+    def url(self, behaviour: Behaviour, *, host: int | str, body: int, number: int) -> str:
+        """The URL at which a host serves an image.
+
+        Args:
+            behaviour: How the host treats the request.
+            host: Its number, or its loopback address.
+            body: The number of bytes, or of the picture.
+            number: Another number gives another URL.
+        """
+        name = host if isinstance(host, str) else address(host)
+        return f"{self._scheme}://{name}:{self._port}/{behaviour}/{body}/{number}"
+
+    def requests(self) -> int:
+        """The number of requests since the start."""
+        process = self._process
+        assert process is not None, "it is running"
+        assert process.stdin is not None, "it is a pipe"
+        assert process.stdout is not None, "it is a pipe"
+        process.stdin.write(_COUNT)
+        process.stdin.flush()
+        return int(process.stdout.readline())
 
 
 def address(host: int) -> str:
@@ -107,6 +154,7 @@ class _Connection(asyncio.Protocol):
         self._piece = b""
         self._pieces_left = 0
         self._is_paused = False
+        self._drips_left = _MAX_DRIPS
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)  # uvloop's own class fits it without deriving from it
@@ -115,6 +163,7 @@ class _Connection(asyncio.Protocol):
         self._transport = None
 
     def data_received(self, data: bytes) -> None:
+        self._server.requests += 1
         self._target = data[4 : data.index(b" ", 4)]
         delay_s = self._server.delay_s()
         if delay_s:
@@ -132,20 +181,20 @@ class _Connection(asyncio.Protocol):
     def _answer(self) -> None:
         transport = self._transport
         if transport is not None:  # the client may have left during the delay
-            behaviour, size = self._target.split(b"/", 3)[1:3]
-            _ANSWERS[behaviour](self, transport, int(size))
+            behaviour, body = self._target.split(b"/", 3)[1:3]
+            _ANSWERS[behaviour](self, transport, int(body))
 
-    def _good(self, transport: asyncio.Transport, size_bytes: int) -> None:
-        transport.write(_response(size_bytes, ""))
+    def _good(self, transport: asyncio.Transport, body: int) -> None:
+        transport.write(self._server.response(body, ""))
 
-    def _once(self, transport: asyncio.Transport, size_bytes: int) -> None:
-        transport.write(_response(size_bytes, "Connection: close\r\n"))
+    def _once(self, transport: asyncio.Transport, body: int) -> None:
+        transport.write(self._server.response(body, "Connection: close\r\n"))
         transport.close()
 
-    def _busy(self, transport: asyncio.Transport, size_bytes: int) -> None:
+    def _busy(self, transport: asyncio.Transport, body: int) -> None:
         if self._target in self._server.turned_away:
             self._server.turned_away.remove(self._target)
-            self._good(transport, size_bytes)
+            self._good(transport, body)
         else:
             self._server.turned_away.add(self._target)
             transport.write(b"HTTP/1.1 429 Too Many Requests\r\nRetry-After: 1\r\nContent-Length: 0\r\n\r\n")
@@ -161,14 +210,17 @@ class _Connection(asyncio.Protocol):
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         transport.abort()
 
-    def _drip(self, transport: asyncio.Transport, size_bytes: int) -> None:
-        transport.write(b"HTTP/1.1 200 OK\r\nContent-Type: image/jpeg\r\nContent-Length: %d\r\n\r\n" % size_bytes)
+    def _drip(self, transport: asyncio.Transport, body: int) -> None:
+        transport.write(self._server.response(body, "").partition(b"\r\n\r\n")[0] + b"\r\n\r\n")
         self._drop()
 
     def _drop(self) -> None:
-        if self._transport is not None:
+        if self._transport is not None and self._drips_left:
+            self._drips_left -= 1
             self._transport.write(b"\xff")
             asyncio.get_running_loop().call_later(_DRIP_S, self._drop)
+        elif self._transport is not None:
+            self._transport.close()
 
     def _one_byte_chunks(self, transport: asyncio.Transport, size_bytes: int) -> None:
         """Send chunks of one byte."""
@@ -198,26 +250,26 @@ _ANSWERS: Mapping[bytes, Callable[[_Connection, asyncio.Transport, int], None]] 
 class _Server:
     """The state that all connections share, and the loop that accepts them."""
 
-    def __init__(self, min_delay_ms: float, max_delay_ms: float, authority: Path | None) -> None:
-        self._min_delay_s = min_delay_ms / 1000
-        self._range_s = (max_delay_ms - min_delay_ms) / 1000
+    def __init__(self, delay_s: Callable[[], float], authority: Path | None, pictures: Path | None) -> None:
+        self.delay_s = delay_s
+        self.requests = 0
+        self._pictures = [path.read_bytes() for path in sorted(pictures.iterdir())] if pictures else []
         self._identities = Identities(authority) if authority else None
         self.turned_away: set[bytes] = set()
         """Targets that were answered with 429, and will be answered with their image next time."""
 
-    def delay_s(self) -> float:
-        """Draw the delay of the next answer, in seconds."""
-        return self._min_delay_s + self._range_s * random.random()
+    def response(self, body: int, header: str) -> bytes:
+        """The response with a picture, or with random bytes of this number."""
+        return _head(self._pictures[body], header) + self._pictures[body] if self._pictures else _random(body, header)
 
     async def serve(self) -> None:
         """Serve until standard input ends."""
         listener = socket.create_server(("0.0.0.0", 0), backlog=_BACKLOG)  # noqa: S104 - bound to the loopback device
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, b"lo")
         await asyncio.get_running_loop().create_server(self._connect, sock=listener, backlog=_BACKLOG)
-        sys.stdout.write(f"{listener.getsockname()[1]}\n")
-        sys.stdout.flush()
+        _say(listener.getsockname()[1])
         while await asyncio.to_thread(os.read, 0, 1):
-            pass
+            _say(self.requests)
         os._exit(0)  # without waiting for open connections
 
     def _connect(self) -> asyncio.Protocol:
@@ -225,19 +277,34 @@ class _Server:
         return TlsConnection(self._identities, connection) if self._identities else connection
 
 
+def _say(number: int) -> None:
+    sys.stdout.write(f"{number}\n")
+    sys.stdout.flush()
+
+
+def _head(body: bytes, header: str) -> bytes:
+    return f"HTTP/1.1 200 OK\r\nContent-Type: image/jpeg\r\n{header}Content-Length: {len(body)}\r\n\r\n".encode()
+
+
 @lru_cache(maxsize=256)
-def _response(size_bytes: int, header: str) -> bytes:
-    head = f"HTTP/1.1 200 OK\r\nContent-Type: image/jpeg\r\n{header}Content-Length: {size_bytes}\r\n\r\n"
-    return head.encode() + random.Random(size_bytes).randbytes(size_bytes)
+def _random(size_bytes: int, header: str) -> bytes:
+    body = random.Random(size_bytes).randbytes(size_bytes)
+    return _head(body, header) + body
 
 
 def main() -> None:
-    """Serve; the command line gives the minimum and the maximum delay, and the authority's file for TLS."""
+    """Serve as the command line says."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("min_delay_ms", type=float)
-    parser.add_argument("max_delay_ms", type=float)
-    parser.add_argument("authority", type=Path, nargs="?")
+    parser.add_argument("--delay-ms", type=float, nargs=2, default=(0.0, 0.0))
+    parser.add_argument("--heavy-tail", type=float, nargs=2, metavar=("MEDIAN_MS", "SIGMA"))
+    parser.add_argument("--authority", type=Path)
+    parser.add_argument("--pictures", type=Path)
     arguments = parser.parse_args()
-    server = _Server(arguments.min_delay_ms, arguments.max_delay_ms, arguments.authority)
+    if arguments.heavy_tail:
+        median_ms, sigma = arguments.heavy_tail
+        delay_s = partial(random.lognormvariate, math.log(median_ms / 1000), sigma)
+    else:
+        delay_s = partial(random.uniform, *(delay_ms / 1000 for delay_ms in arguments.delay_ms))
+    server = _Server(delay_s, arguments.authority, arguments.pictures)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(server.serve())

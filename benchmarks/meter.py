@@ -38,10 +38,13 @@ class Role(StrEnum):
 _ROLE_BY_COMMAND = {
     "datafetch.demo.origin": Role.ORIGIN,
     "from benchmarks.host_farm import main": Role.ORIGIN,
+    "nginx: ": Role.ORIGIN,
     "datafetch.transcode.pool.forkserver": Role.CODEC,
     "datafetch.output.commit_process": Role.COMMIT,
     "multiprocessing.spawn": Role.CODEC,
 }
+_PSS = re.compile(r"^Pss:\s*(\d+) kB$", re.MULTILINE)
+_READINGS_PER_PSS = 5  # the kernel walks all pages for it
 _PEAK_RSS = re.compile(r"^VmHWM:\s*(\d+) kB$", re.MULTILINE)
 
 
@@ -116,8 +119,10 @@ class Usage:
         stdout: What it printed.
         parent_peak_bytes: The peak resident memory of its first process alone.
         total_peak_bytes: The peak resident memory of all its processes; shared pages count once for each process.
+        total_peak_pss_bytes: The same, read less often, with shared pages counted once.
         descriptors_peak: The maximum number of descriptors that its first process had open.
         cpu_s: CPU seconds by role.
+        whole_cpu_s: CPU seconds of its first process and of all descendants that were waited for, exactly.
         others_share: The share of the machine's CPU time that other processes took meanwhile, 0 to 1.
         elapsed_s: Wall-clock time from start to exit.
     """
@@ -125,8 +130,10 @@ class Usage:
     stdout: bytes
     parent_peak_bytes: int
     total_peak_bytes: int
+    total_peak_pss_bytes: int
     descriptors_peak: int
     cpu_s: Mapping[Role, float]
+    whole_cpu_s: float
     others_share: float
     elapsed_s: float
 
@@ -135,7 +142,9 @@ class Usage:
 class _Peaks:
     parent_bytes: int = 0
     total_bytes: int = 0
+    total_pss_bytes: int = 0
     descriptors: int = 0
+    readings: int = 0
 
     def sample(self, parent: psutil.Process) -> None:
         with suppress(psutil.NoSuchProcess, FileNotFoundError, ProcessLookupError):
@@ -144,25 +153,35 @@ class _Peaks:
             self.parent_bytes = max(self.parent_bytes, _peak_rss_bytes(parent.pid))
             self.descriptors = max(self.descriptors, parent.num_fds())
             self.total_bytes = max(self.total_bytes, sum(_rss_bytes(process) for process in _family(parent)))
+            if self.readings % _READINGS_PER_PSS == 0:
+                pss_bytes = sum(_pss_bytes(process.pid) for process in _family(parent))
+                self.total_pss_bytes = max(self.total_pss_bytes, pss_bytes)
+            self.readings += 1
 
 
-def watch(command: Sequence[str], *, interval_s: float = 0.1) -> Usage:
+def watch(command: Sequence[str], *, interval_s: float = 0.1, environment: Mapping[str, str] | None = None) -> Usage:
     """Run a command to its end, and measure it.
 
     Args:
         command: Program and arguments; what it prints must fit into a pipe (64 KiB).
         interval_s: Time between two readings.
+        environment: What to add to this process's environment.
 
     Raises:
         subprocess.CalledProcessError: Its exit status was not 0; the error has its standard error as a note.
     """
     started_s = time.perf_counter()
-    with TemporaryFile() as stderr, subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stderr) as process:
+    variables = {**os.environ, **(environment or {})}
+    with (
+        TemporaryFile() as stderr,
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stderr, env=variables) as process,
+    ):
         meter, peaks = Meter(process.pid), _Peaks()
         for _ in _readings(process, interval_s):
             meter.sample()
             peaks.sample(psutil.Process(process.pid))
-        status = process.wait()
+        _, wait_status, usage = os.wait4(process.pid, 0)
+        status = process.returncode = os.waitstatus_to_exitcode(wait_status)
         elapsed_s = time.perf_counter() - started_s
         meter.sample()
         stdout = process.stdout.read() if process.stdout else b""
@@ -175,8 +194,10 @@ def watch(command: Sequence[str], *, interval_s: float = 0.1) -> Usage:
         stdout,
         peaks.parent_bytes,
         peaks.total_bytes,
+        peaks.total_pss_bytes,
         peaks.descriptors,
         meter.cpu_s(),
+        usage.ru_utime + usage.ru_stime,
         meter.others_share(),
         elapsed_s,
     )
@@ -208,6 +229,13 @@ def _peak_rss_bytes(pid: int) -> int:
 def _rss_bytes(process: psutil.Process) -> int:
     with suppress(psutil.NoSuchProcess):
         return int(process.memory_info().rss)
+    return 0
+
+
+def _pss_bytes(pid: int) -> int:
+    with suppress(FileNotFoundError, ProcessLookupError, PermissionError):  # it has ended, or changed its user
+        match = _PSS.search(Path(f"/proc/{pid}/smaps_rollup").read_text())
+        return int(match[1]) * 1024 if match else 0
     return 0
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import shutil
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,9 @@ import orjson
 
 from benchmarks.meter import Role, Usage, watch
 from datafetch.demo.manifest import CoyoSource
+
+IMAGES_PER_DOCUMENT = 5
+_TEXTS = ["When you lock the door with the power door lock master switch, all the other doors lock."] * 12
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +60,30 @@ class LinesSource:
     folder: Path
 
 
+def write_documents(path: Path, urls: Iterable[str]) -> None:
+    """Write a file of documents in the form of ``mmc4-core``, with five of the images each, in the order of the URLs.
+
+    Args:
+        path: Its name must be as the dataset has it, such as ``docs_shard_0_v3.jsonl``; its folder must exist.
+        urls: The URLs of the images; read as they are needed.
+    """
+    matrix = [[0.2 + image / 100] * len(_TEXTS) for image in range(IMAGES_PER_DOCUMENT)]
+    remaining = iter(urls)
+    with path.open("wb") as file:
+        for number, of_document in enumerate(iter(lambda: list(islice(remaining, IMAGES_PER_DOCUMENT)), [])):
+            info = [
+                {"raw_url": url, "matched_text_index": image, "matched_sim": 0.3}
+                for image, url in enumerate(of_document)
+            ]
+            record = {
+                "url": f"http://e.org/{number}",
+                "image_info": info,
+                "similarity_matrix": matrix[: len(info)],
+                "text_list": _TEXTS,
+            }
+            file.write(orjson.dumps(record, option=orjson.OPT_APPEND_NEWLINE))
+
+
 def prepare(source: CoyoSource | LinesSource, root: Path, *options: str, interval_s: float = 0.1) -> Preparation:
     """Run the command and delete what it wrote.
 
@@ -76,7 +104,7 @@ def prepare(source: CoyoSource | LinesSource, root: Path, *options: str, interva
 
 
 def command(source: CoyoSource | LinesSource, root: Path, *options: str, python: Sequence[str] = ()) -> list[str]:
-    """The command line.
+    """The command line, which leaves the shards as the manifest has them.
 
     Args:
         source: What to fetch.
@@ -84,10 +112,15 @@ def command(source: CoyoSource | LinesSource, root: Path, *options: str, python:
         options: Further options of the command.
         python: Options of the interpreter, such as ``-m cProfile``.
     """
+    return whole_command(source, root, "--no-reshard", *options, python=python)
+
+
+def whole_command(source: CoyoSource | LinesSource, root: Path, *options: str, python: Sequence[str] = ()) -> list[str]:
+    """The command line that also makes equal shards, with the parameters of ``command``."""
     dataset = source.dataset if isinstance(source, LinesSource) else "coyo"
     ids = () if isinstance(source, LinesSource) else ("--ids", str(source.ids))
     return [
         *(sys.executable, *python, "-m", "datafetch", "prepare", dataset),
         *("--source", str(source.folder), *ids, "--root", str(root)),
-        *("--allow-net", "127.0.0.0/8", "--no-reshard", "--json", *options),
+        *("--allow-net", "127.0.0.0/8", "--json", *options),
     ]

@@ -69,6 +69,17 @@ class Bodies:
         return chance.randint(self.min_bytes // 1000, self.max_bytes // 1000) * 1000
 
 
+@dataclass(frozen=True, slots=True)
+class Pictures:
+    """The pictures of a farm that serves pictures: how many there are."""
+
+    count: int
+
+    def draw(self, chance: random.Random) -> int:
+        """Draw the number of a picture."""
+        return chance.randrange(self.count)
+
+
 def add_options(parser: argparse.ArgumentParser, good_hosts: int) -> None:
     """Add the command-line options of the benchmarks that fetch the mix.
 
@@ -97,7 +108,7 @@ def policy_of(arguments: argparse.Namespace) -> FetchPolicy:
     )
 
 
-def hostile_mix(web: Web, bodies: Bodies, seed: int = 0) -> Iterator[str]:
+def hostile_mix(web: Web, bodies: Bodies | Pictures, seed: int = 0) -> Iterator[str]:
     """Yield URLs without end; each hundred of them has exactly the shares of the mix, shuffled."""
     chance = random.Random(seed)
     hundred = [behaviour for behaviour, share in _SHARES.items() for _ in range(share)]
@@ -109,7 +120,7 @@ def hostile_mix(web: Web, bodies: Bodies, seed: int = 0) -> Iterator[str]:
             number += 1
 
 
-def good_url(web: Web, bodies: Bodies, number: int, chance: random.Random) -> str:
+def good_url(web: Web, bodies: Bodies | Pictures, number: int, chance: random.Random) -> str:
     """Make a URL on one of the good hosts."""
     return _url(web, Behaviour.GOOD, bodies.draw(chance), number, chance)
 
@@ -124,7 +135,7 @@ def behaviour_of(url: str) -> str:
     return url.split("/", 4)[3]
 
 
-def _url(web: Web, behaviour: str, size_bytes: int, number: int, chance: random.Random) -> str:
+def _url(web: Web, behaviour: str, body: int, number: int, chance: random.Random) -> str:
     if behaviour == DEAD:
         return dead_url([chance.choice(web.dead)], number)
     kind = Behaviour(behaviour)
@@ -134,4 +145,4 @@ def _url(web: Web, behaviour: str, size_bytes: int, number: int, chance: random.
     else:
         hosts = web.bad_hosts * (_BUSY_HOSTS_PER_BAD_HOST if kind is Behaviour.BUSY else 1)
         host = first + (chance.randrange(hosts) if hosts else number)
-    return web.farm.url(kind, host=host, size_bytes=size_bytes, number=number)
+    return web.farm.url(kind, host=host, body=body, number=number)

@@ -6,6 +6,7 @@ handles are reused, a body is collected in memory and joined, and timeouts and l
 
 from __future__ import annotations
 
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from http import HTTPStatus
@@ -107,6 +108,9 @@ def _easy(policy: FetchPolicy, *, is_fresh: bool) -> pycurl.Curl:
     easy.setopt(pycurl.TIMEOUT_MS, int(policy.timeout_s * 1000))
     easy.setopt(pycurl.CONNECTTIMEOUT_MS, int(policy.connect_timeout_s * 1000))
     easy.setopt(pycurl.BUFFERSIZE, _BUFFER_BYTES)
+    bundle = os.environ.get("SSL_CERT_FILE")  # which the command curl respects, and libcurl does not
+    if bundle:
+        easy.setopt(pycurl.CAINFO, bundle)
     if is_fresh:
         easy.setopt(pycurl.FRESH_CONNECT, 1)
         easy.setopt(pycurl.FORBID_REUSE, 1)

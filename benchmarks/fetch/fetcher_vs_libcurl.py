@@ -76,11 +76,11 @@ def _workloads(farm: HostFarm, arguments: argparse.Namespace) -> Mapping[str, Wo
         connections=arguments.connections, per_host=arguments.connections, allow_net=("127.0.0.0/8",), retries=0
     )
     fresh = [
-        farm.url(Behaviour.ONCE, host=number, size_bytes=size_bytes, number=number)
+        farm.url(Behaviour.ONCE, host=number, body=size_bytes, number=number)
         for number, size_bytes in enumerate(sizes_bytes)
     ]
     kept = [
-        farm.url(Behaviour.GOOD, host=0, size_bytes=size_bytes, number=number)
+        farm.url(Behaviour.GOOD, host=0, body=size_bytes, number=number)
         for number, size_bytes in enumerate(sizes_bytes)
     ]
     return {"fresh": Workload(fresh, policy, is_fresh=True), "kept alive": Workload(kept, policy)}

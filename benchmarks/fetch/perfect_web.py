@@ -75,7 +75,7 @@ class _Cases:
         self._farm = farm
         self._images = arguments.images
         small_bytes, large_bytes = arguments.body_kb * 1000, arguments.large_kb * 1000
-        self._one = [farm.url(Behaviour.GOOD, host=0, size_bytes=small_bytes, number=n) for n in range(self._images)]
+        self._one = [farm.url(Behaviour.GOOD, host=0, body=small_bytes, number=n) for n in range(self._images)]
         self._fresh = self._a_host_each(Behaviour.GOOD, small_bytes, self._images)
         self._closing = self._a_host_each(Behaviour.ONCE, small_bytes, self._images)
         self._large = self._a_host_each(Behaviour.ONCE, large_bytes, self._images // _SMALL_IMAGES_PER_LARGE_ONE)
@@ -92,7 +92,7 @@ class _Cases:
         yield f"{connections} connections, a host each that closes, large images", Workload(self._large, usual)
 
     def _a_host_each(self, behaviour: Behaviour, size_bytes: int, images: int) -> list[str]:
-        return [self._farm.url(behaviour, host=n, size_bytes=size_bytes, number=n) for n in range(images)]
+        return [self._farm.url(behaviour, host=n, body=size_bytes, number=n) for n in range(images)]
 
 
 def _measure(case: str, kind: RunKind, workload: Workload) -> Run:

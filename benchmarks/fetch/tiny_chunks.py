@@ -56,7 +56,7 @@ def _arguments() -> argparse.Namespace:
 
 def _cases(farm: HostFarm, arguments: argparse.Namespace) -> Mapping[str, Sequence[str]]:
     chance = random.Random(0)
-    good = [farm.url(Behaviour.GOOD, host=0, size_bytes=50_000, number=number) for number in range(arguments.good)]
+    good = [farm.url(Behaviour.GOOD, host=0, body=50_000, number=number) for number in range(arguments.good)]
     cases = {_ALONE: good}
     for hosts in (arguments.costly_hosts, arguments.costly):
         for behaviour, chunks in _CHUNKS.items():
@@ -64,7 +64,7 @@ def _cases(farm: HostFarm, arguments: argparse.Namespace) -> Mapping[str, Sequen
                 farm.url(
                     behaviour,
                     host=_FIRST_COSTLY_HOST + number % hosts,
-                    size_bytes=chance.randint(*_COSTLY_BYTES),
+                    body=chance.randint(*_COSTLY_BYTES),
                     number=number,
                 )
                 for number in range(arguments.costly)

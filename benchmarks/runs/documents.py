@@ -8,25 +8,22 @@ measured, the only one that reads the manifest.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-import orjson
 from PIL import Image
 
 from benchmarks.meter import MIB, Role
-from benchmarks.preparation import LinesSource, prepare
+from benchmarks.preparation import IMAGES_PER_DOCUMENT, LinesSource, prepare, write_documents
 from benchmarks.record import OTHERS_SHARE, Record, Run, RunKind, kinds
 from datafetch.demo.manifest import CoyoSource, write_coyo_source
 from datafetch.demo.origin import Origin
 from datafetch.demo.pictures import paint, write_pictures
 
-_IMAGES_PER_DOCUMENT = 5
 _TINY_SIDE_PX = 16
-_TEXTS = ["When you lock the door with the power door lock master switch, all the other doors lock."] * 12
 _SPEED_DETAILS = ("parent_cpu_ms", "codec_cpu_ms", "commit_cpu_ms", OTHERS_SHARE)
 _MEMORY_DETAILS = ("total_peak_mib", "descriptors_peak", "images_per_s", OTHERS_SHARE)
 
@@ -74,7 +71,7 @@ def _measure_speed(folder: Path, arguments: argparse.Namespace, invocation: _Inv
         url = partial(_url, origin, names)
         cases: dict[str, CoyoSource | LinesSource] = {
             "coyo": write_coyo_source(folder / "coyo", [url(number) for number in range(arguments.images)]),
-            "documents": _write_documents(folder / "speed", url, arguments.images // _IMAGES_PER_DOCUMENT),
+            "documents": _write_documents(folder / "speed", url, arguments.images // IMAGES_PER_DOCUMENT),
         }
         runs = [
             _run(case, kind, source, invocation, is_speed=True)
@@ -112,21 +109,8 @@ def _url(origin: Origin, names: list[str], number: int) -> str:
 def _write_documents(folder: Path, url: Url, count: int) -> LinesSource:
     """Write one file of documents, each with its own images."""
     folder.mkdir()
-    with (folder / "docs_shard_0_v3.jsonl").open("wb") as file:
-        for line in _documents(url, count):
-            file.write(line)
+    write_documents(folder / "docs_shard_0_v3.jsonl", map(url, range(count * IMAGES_PER_DOCUMENT)))
     return LinesSource("mmc4-core", folder)
-
-
-def _documents(url: Url, count: int) -> Iterator[bytes]:
-    matrix = [[0.2 + image / 100] * len(_TEXTS) for image in range(_IMAGES_PER_DOCUMENT)]
-    for number in range(count):
-        info = [
-            {"raw_url": url(number * _IMAGES_PER_DOCUMENT + image), "matched_text_index": image, "matched_sim": 0.3}
-            for image in range(_IMAGES_PER_DOCUMENT)
-        ]
-        record = {"url": f"http://e.org/{number}", "image_info": info, "similarity_matrix": matrix, "text_list": _TEXTS}
-        yield orjson.dumps(record, option=orjson.OPT_APPEND_NEWLINE)
 
 
 def _run(case: str, kind: RunKind, source: CoyoSource | LinesSource, invocation: _Invocation, *, is_speed: bool) -> Run:

@@ -6,6 +6,7 @@ import sys
 from io import BytesIO
 from pathlib import Path
 
+import cykooz_resizer
 import numpy as np
 import numpy.typing as npt
 import PIL
@@ -23,8 +24,6 @@ from datafetch.transcode.codec import pixels, transcode
 from datafetch.transcode.image.fast_resize import FastResizer, fast_resizer
 from datafetch.transcode.image.resize import Box, shrunk_size_px
 from datafetch.transcode.spec import ImageSpec, Pixels, Resize
-
-cykooz_resizer = pytest.importorskip("cykooz_resizer")
 
 PHOTOGRAPHS = sorted((Path(__file__).parent / "photographs").glob("*.jpg"))
 MODES = ("L", "RGB", "CMYK")
@@ -152,6 +151,7 @@ def test_every_kind_of_file_is_shrunk_fast(kind: str, rule: Pixels) -> None:
     assert np.abs(samples_of(nearly) - samples_of(small)).max() <= 4
 
 
+@pytest.mark.slow  # each takes a second or more; those of odd sizes are tested above
 @pytest.mark.parametrize("size_px", [(9459, 9459), (37, 2_418_337), (2_418_337, 37)])
 async def test_the_largest_images_are_shrunk_within_the_limits(size_px: tuple[int, int]) -> None:
     """A codec process, in its sandbox and with its bounded memory, shrinks images of up to ``--max-pixels``."""

@@ -105,7 +105,8 @@ class Transcoder:
         self._unusable: BaseException | None = _not_open()
 
     async def __aenter__(self) -> Self:
-        await asyncio.to_thread(load_resizer, self._spec)
+        if self._spec.shrinks_fast:
+            await asyncio.to_thread(load_resizer, self._spec)
         if self._is_sandboxed and (missing := missing_protections()):
             _log.info("a decoder that a malicious image takes over could still reach: %s", "; ".join(missing))
         try:

@@ -202,7 +202,7 @@ def test_a_spec_that_cannot_work_is_refused(wrong: dict[str, Any]) -> None:
     ("name", "choices"),
     [
         ("pixels", "recipe or correct"),
-        ("resize", "exact or fast or None"),
+        ("resize", "exact or fast"),
         ("encode", "recipe or original or received"),
     ],
 )

@@ -31,7 +31,7 @@ from datafetch.demo.pictures import paint
 from datafetch.model.outcome import Encoded
 from datafetch.transcode.codec import pixels, supported_formats, transcode
 from datafetch.transcode.image.icc import _transform, differs_from_srgb
-from datafetch.transcode.spec import ImageSpec, Pixels, Resize
+from datafetch.transcode.spec import ImageSpec, Pixels
 
 CORRECT = ImageSpec(pixels=Pixels.CORRECT)
 SMALL = ImageSpec(pixels=Pixels.CORRECT, short_side_px=24)
@@ -91,7 +91,7 @@ def noise(channels: int, max_value: int, seed: int = 0) -> npt.NDArray[np.int64]
     return samples
 
 
-@pytest.mark.parametrize("spec", [CORRECT, ImageSpec(pixels=Pixels.CORRECT, short_side_px=5, resize=Resize.EXACT)])
+@pytest.mark.parametrize("spec", [CORRECT, ImageSpec(pixels=Pixels.CORRECT, short_side_px=5)])
 @pytest.mark.parametrize("order", ["<", ">"])
 @pytest.mark.parametrize("orientation", TURNS)
 @pytest.mark.parametrize(
@@ -478,6 +478,6 @@ def test_every_kind_has_correct_pixels(kind: str) -> None:
 def test_pixels_that_need_no_correction_equal_the_recipes(kind: str) -> None:
     """For an opaque, upright 8-bit image in sRGB, both settings give the same bytes."""
     body = KINDS[kind](paint((61, 47), 3))
-    correct = transcode(body, ImageSpec(pixels=Pixels.CORRECT, short_side_px=24, resize=Resize.EXACT))
+    correct = transcode(body, ImageSpec(pixels=Pixels.CORRECT, short_side_px=24))
     assert isinstance(correct, Encoded)
     assert correct == transcode(body, ImageSpec(short_side_px=24))

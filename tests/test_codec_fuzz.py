@@ -23,7 +23,7 @@ SPECS = (
     replace(RECIPE, short_side_px=None),
     replace(RECIPE, pixels=Pixels.CORRECT),
     replace(RECIPE, encode=Encoding.ORIGINAL, short_side_px=None),
-    replace(RECIPE, pixels=Pixels.CORRECT, resize=Resize.EXACT, encode=Encoding.ORIGINAL, short_side_px=None),
+    replace(RECIPE, pixels=Pixels.CORRECT, encode=Encoding.ORIGINAL, short_side_px=None),
     replace(RECIPE, resize=Resize.FAST, short_side_px=TINY_PX),
     replace(RECIPE, pixels=Pixels.CORRECT, resize=Resize.FAST, short_side_px=TINY_PX),
     replace(RECIPE, resize=Resize.FAST, encode=Encoding.ORIGINAL, short_side_px=TINY_PX),

@@ -27,7 +27,7 @@ from datafetch.store.lock import Lock
 
 Pictures = tuple[Path, list[str]]
 OUT = Path("coyo-700m", "pkl03-split")
-DEFAULTS = ["--quality 75", "--pixels recipe", "--resize (exact for recipe pixels, else fast)", "--encode recipe"]
+DEFAULTS = ["--quality 75", "--pixels recipe", "--resize exact", "--encode recipe"]
 fetch_shards = partial(datafetch.fetch_shards, backends=THREADS)
 
 

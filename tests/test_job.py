@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 import pytest
 from bodies import recipe, saved
 from conftest import LOOPBACK
-from in_process import fetch_dataset, run
+from in_process import fetch_dataset, retry, run
 from jobs import coyo_job, files_of, read_ledger, read_rows
 from PIL import Image
 from pool_codecs import without_wall_clock
@@ -41,7 +41,7 @@ from datafetch.store.layout import OutputLayout
 from datafetch.store.ledger_reader import read_samples
 from datafetch.store.shard_summary import read_shard_counts
 from datafetch.store.spool_writer import write_spool
-from datafetch.transcode import ImageSpec, Transcoder
+from datafetch.transcode import RESIZER, ImageSpec, Transcoder
 
 POLICY = FetchPolicy(allow_net=LOOPBACK, backoff_s=0.01, connections=64, per_host=64)
 VILA = ImageSpec(short_side_px=336)
@@ -283,7 +283,7 @@ def test_all_differences_are_described_and_what_starting_over_costs(
     ("first", "again"),
     [
         (VILA, replace(VILA, resize=Resize.EXACT)),
-        (replace(VILA, pixels=Pixels.CORRECT), replace(VILA, pixels=Pixels.CORRECT, resize=Resize.FAST)),
+        (replace(VILA, pixels=Pixels.CORRECT), replace(VILA, pixels=Pixels.CORRECT, resize=Resize.EXACT)),
         (ImageSpec(), ImageSpec(resize=Resize.FAST)),
     ],
 )
@@ -341,8 +341,10 @@ def test_options_are_read_from_job_files_of_earlier_versions(tmp_path: Path) -> 
     settings = settings_of(job, VILA)
     identity = {"format": 1, "dataset": job.dataset, "limit": None, "shards": {}}
     earlier = {"url_key": None, "text_key": None, "only_referenced": None, **settings["choices"]}
-    for choices in (settings["choices"], earlier):
-        layout.job.write_bytes(orjson.dumps({**identity, "asked": {**settings, "choices": choices}}))
+    unchosen = {**settings["image"], "resize": None}  # what follows from other options was left open
+    for choices, image in ((settings["choices"], settings["image"]), (earlier, unchosen)):
+        asked = {**settings, "choices": choices, "image": image}
+        layout.job.write_bytes(orjson.dumps({**identity, "asked": asked}))
         assert read_job(layout)[0] == job
     for strange in (
         {"choices": {**earlier, "url_key": "src"}},
@@ -354,6 +356,27 @@ def test_options_are_read_from_job_files_of_earlier_versions(tmp_path: Path) -> 
         layout.job.write_bytes(orjson.dumps({**identity, "asked": settings | strange}))
         with pytest.raises(ConfigurationError, match="is not a job of this version of datafetch; run the command that"):
             read_job(layout)
+
+
+def test_an_output_of_an_earlier_fast_is_refused(job: Job) -> None:
+    """``--resize fast`` gave other pixels once. Neither a run nor a retry adds any of now."""
+    fast = replace(job, image=replace(VILA, resize=Resize.FAST))
+    run(fast)
+    layout = OutputLayout(Path(job.out))
+    file = orjson.loads(layout.job.read_bytes())
+    assert file["resize"] == "fast"
+    assert file.pop("resizer") == RESIZER
+    layout.job.write_bytes(orjson.dumps(file))
+    before = files_of(job)
+    with pytest.raises(ConfigurationError, match=r"\(--resize fast gives other pixels than in the version "):
+        run(fast)
+    file["asked"]["image"] |= {"resize": None, "pixels": "correct"}  # fast was the default for correct pixels
+    layout.job.write_bytes(orjson.dumps(file | {"pixels": "correct"}))
+    with pytest.raises(ConfigurationError, match=r"\(--resize: fast, now exact\)"):
+        run(replace(job, image=replace(VILA, pixels=Pixels.CORRECT)))
+    with pytest.raises(ConfigurationError, match="was made by a version of datafetch whose --resize fast gave other"):
+        retry(job.out)
+    assert files_of(job) == before
 
 
 def test_permissions_do_not_change_the_folder_of_spools(job: Job) -> None:

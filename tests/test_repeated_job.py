@@ -142,7 +142,7 @@ def test_nothing_but_what_decides_rows_is_taken(
         (["--short-side", "none"], "--short-side none contradicts {job}, which has --short-side 100"),
         (["--limit", "9"], "--limit 9 contradicts {job}, which has --limit 8"),
         (["--payload", "base64"], "--payload base64 contradicts {job}, which has --payload bytes"),
-        (["--resize", "fast"], "--resize fast contradicts {job}, which has no --resize"),
+        (["--resize", "fast"], "--resize fast contradicts {job}, which has --resize exact; leave out"),
         (["llm-jp-pairs-step1"], "llm-jp-pairs-step1 does not take --ids"),
         (["step-1"], "--job is for single datasets; prepare those one by one"),
         (["coyo", "mmc4-core"], "--job is for single datasets; prepare those one by one"),

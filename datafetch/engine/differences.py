@@ -20,6 +20,7 @@ from datafetch.store.job_file import Identity
 _NO_OPTIONS = frozenset({"dataset", "format", "least_pixels"})  # parts of the identity that no option sets
 _WORDS = {
     "images": "other images are wanted",
+    "resizer": "--resize fast gives other pixels than in the version of datafetch that was used",
     "fallback": "with another list of URLs next to the published one, or without one",
 }
 """The difference, by the part of the identity, where no option names it."""
@@ -39,6 +40,8 @@ def describe_differences(
         settings_now: Those of the new one.
     """
     names = sorted(name for name in before | now if name != "shards" and before.get(name) != now.get(name))
+    if "resize" in names and "resizer" in names:  # one follows from the other
+        names.remove("resizer")
     differences = [
         difference
         for name in names

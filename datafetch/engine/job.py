@@ -32,15 +32,15 @@ from datafetch.output.reshard.ranks import DEFAULT_WORLD_SIZE, GROUP_OF, SHUFFLE
 from datafetch.store.job_file import FORMAT, Identity, JobFile, not_a_job, read_job_file
 from datafetch.store.layout import OutputLayout
 from datafetch.store.lock import NO_LOCK
-from datafetch.transcode import DEFAULT_MAX_PIXELS, MAX_PROCESSES, Encoding, ImageSpec, Resize
+from datafetch.transcode import DEFAULT_MAX_PIXELS, MAX_PROCESSES, RESIZER, Encoding, ImageSpec, Resize, load_resizer
 
 GIB = 1024**3
 _OPTIONS_KEY = "choices"  # in job.json, under the name that it has had from the beginning
 _MAX_LIMIT = 2**63 - 1
 _MAX_SAMPLE_BYTES = 2 * GIB  # a row has less than 4 GiB: these as base64, and its text
 
-_LEAST_PIXELS = "least_pixels"
-PIXEL_FIELDS = frozenset({*row_options(ImageSpec()), "resize", _LEAST_PIXELS})
+_LEAST_PIXELS, _RESIZER = "least_pixels", "resizer"
+PIXEL_FIELDS = frozenset({*row_options(ImageSpec()), _LEAST_PIXELS, _RESIZER})
 """The parts of an identity that decide what an image becomes."""
 
 _NoRowEffect = partial(Option, effect=Effect.NONE)
@@ -214,7 +214,7 @@ def identify(job: Job, manifest: Manifest, spec: ImageSpec) -> Identity:
 
 def identify_settings(job: Job, spec: ImageSpec) -> Identity:
     """The part of a job's identity that follows from options alone, and is known before its manifest is read."""
-    return {**row_options(job), **row_options(spec), "resize": _resize(spec), **_set_row_options(job.options)}
+    return {**row_options(job), **row_options(spec), **_shrinking(spec), **_set_row_options(job.options)}
 
 
 def _set_row_options(options: DatasetOptions | None) -> dict[str, object]:
@@ -229,9 +229,12 @@ def dataset_of(job: Job) -> Dataset:
     """The dataset of a job, with its options.
 
     Raises:
-        ConfigurationError: There is no such dataset, or it does not support what the job requests.
+        ConfigurationError: There is no such dataset, it does not support what the job requests, or an extra that the
+            job needs is not installed.
     """
     dataset = find_dataset(job.dataset, job.options)
+    if job.image is not None:
+        load_resizer(job.image)
     if job.ids is not None and dataset.id_list is None:
         raise invalid(job, f"{dataset.name} does not take {{ids}}")
     if job.payload not in dataset.payloads:
@@ -248,11 +251,16 @@ def own_spec(dataset: Dataset) -> ImageSpec:
     )
 
 
-def _resize(spec: ImageSpec) -> Resize | None:
-    """How images are shrunk, whether that is set or follows from the pixels; None if none are."""
+def _shrinking(spec: ImageSpec) -> Identity:
+    """How images are shrunk: None if none are; by what, if that is not Pillow."""
     if spec.short_side_px is None:
-        return None
-    return Resize.FAST if spec.uses_fast_resize else Resize.EXACT
+        return {"resize": None}
+    return {"resize": spec.resize, **({_RESIZER: RESIZER} if spec.shrinks_fast else {})}
+
+
+def shrinks_otherwise(identity: Identity) -> bool:
+    """Whether ``--resize fast`` gave other pixels in the version of datafetch that has this identity."""
+    return identity.get("resize") == Resize.FAST and identity.get(_RESIZER) != RESIZER
 
 
 def _sha256(path: Path) -> str:
@@ -331,9 +339,12 @@ def job_in(file: JobFile) -> Job:
     settings = {**file.settings}
     options = settings.pop(_OPTIONS_KEY, {})
     try:
+        image = {**settings["image"]}
+        if image.get("resize") is None:  # in earlier versions where nobody had chosen
+            image.pop("resize", None)
         values = {
             **settings,
-            "image": _from_json(ImageSpec, settings["image"]),
+            "image": _from_json(ImageSpec, image),
             "fetch": _from_json(FetchPolicy, settings["fetch"]),
         }
         job = _from_json(Job, values)

@@ -20,7 +20,7 @@ from datafetch.engine.bound_job import layout_of
 from datafetch.engine.claim import refuse_foreign_files
 from datafetch.engine.completeness import refuse_missing_files, unpublished_shards
 from datafetch.engine.feed import Feed
-from datafetch.engine.job import Job, dataset_of, read_job
+from datafetch.engine.job import Job, dataset_of, read_job, shrinks_otherwise
 from datafetch.engine.ownership import locked_output
 from datafetch.engine.permissions import Permitted, remember
 from datafetch.engine.retry_source import FailedSamples
@@ -63,8 +63,13 @@ async def retry_failed(
     if interrupted is not None:
         job = interrupted.apply_to(job)
     job = replace((change or _unchanged)(job), out=str(out if Path(out).name == folder.name else folder))
-    dataset = dataset_of(job)
+    dataset = await run_in_thread(dataset_of, job)
     dataset.refuse_retry()
+    if shrinks_otherwise(identity):
+        raise ConfigurationError(
+            f"{folder} was made by a version of datafetch whose --resize fast gave other pixels; to have all images "
+            "shrunk alike, run the command that made it with --fresh, and then retry"
+        )
     shards = list(identity["shards"])
     location = source or at_mirror(await run_in_thread(dataset.archive_location, job.source), job.mirror)
     archives = await run_in_thread(kept_archives, dataset, location, OutputLayout(folder))

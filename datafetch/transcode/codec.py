@@ -19,7 +19,8 @@ from PIL import Image, ImageFile, JpegImagePlugin, UnidentifiedImageError, featu
 from datafetch.model.outcome import Encoded, Failure, FailureKind, Outcome, Permission, Permissions
 from datafetch.transcode.image.passthrough import can_pass_through, is_intact
 from datafetch.transcode.image.png import remove_refused_chunks
-from datafetch.transcode.image.resize import reduce_decoding, shrink, shrunk_size_px
+from datafetch.transcode.image.resize import shrunk_size_px
+from datafetch.transcode.image.shrink import load_resizer, prepare_shrinking
 from datafetch.transcode.image.size_claims import has_oversized_tags, tiff_tile_pixels, webp_canvas_pixels
 from datafetch.transcode.image.viewer_pixels import correct_pixels
 from datafetch.transcode.spec import DEFAULT_MAX_PIXELS, Encoding, ImageSpec, Pixels
@@ -65,7 +66,11 @@ def transcode(body: bytes, spec: ImageSpec) -> Outcome:
         ``Encoded`` with width × height in pixels and whether the body was kept, or ``Failure`` of kind NOT_AN_IMAGE,
         TRUNCATED, CORRUPT, TOO_MANY_PIXELS, PLACEHOLDER, or WORKER_CRASHED if there was not enough memory. Both carry
         the body's sha256. Never raises for a bad body.
+
+    Raises:
+        ConfigurationError: What the spec needs is not installed.
     """
+    load_resizer(spec)
     sha256 = hashlib.sha256(body).hexdigest()
     try:
         return _transcode(body, spec, sha256)
@@ -172,13 +177,12 @@ def pixels(source: ImageFile.ImageFile, spec: ImageSpec) -> Image.Image:
     Raises:
         Exception: Whatever Pillow raises for the data.
     """
-    size_px = shrunk_size_px(source.size, spec.short_side_px)
-    box = reduce_decoding(source, size_px) if spec.uses_fast_resize else None
+    shrinking = prepare_shrinking(source, spec)
     if spec.pixels is Pixels.CORRECT:
-        return correct_pixels(source, size_px, box)
+        return correct_pixels(source, shrinking)
     source.load()
     # The recipe's snippet also converts RGB, which only copies it and costs 5 to 15 % of the decoding time.
-    return shrink(source if source.mode == "RGB" else source.convert("RGB"), size_px, box)
+    return shrinking.apply(source if source.mode == "RGB" else source.convert("RGB"))
 
 
 @functools.cache

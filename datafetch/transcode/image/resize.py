@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from typing import TypeAlias
 
-from PIL import Image, ImageFile, JpegImagePlugin
+from PIL import ImageFile, JpegImagePlugin
 
 Size: TypeAlias = tuple[int, int]
 """Width and height in pixels."""
@@ -65,16 +65,3 @@ def _has_uneven_subsampling(source: JpegImagePlugin.JpegImageFile) -> bool:
     """Return whether a component of a JPEG has fewer samples than the first in one direction only."""
     _, width, height, _ = source.layer[0]
     return any(width * high != height * wide for _, wide, high, _ in source.layer)
-
-
-def shrink(image: Image.Image, size_px: Size, box: Box | None = None) -> Image.Image:
-    """Shrink an image with Pillow's default filter, like the recipe.
-
-    Args:
-        image: The decoded pixels.
-        size_px: The target size; the image's own size returns the image itself.
-        box: The part of ``image`` that holds the picture, from ``reduce_decoding``.
-    """
-    if image.size == size_px:
-        return image
-    return image.resize(size_px, box=box)

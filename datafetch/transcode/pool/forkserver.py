@@ -41,6 +41,7 @@ from datafetch.process.child import end_with_parent
 from datafetch.transcode.pool.protocol import U32, Startup
 from datafetch.transcode.pool.shared_buffer import SharedBuffer
 from datafetch.transcode.pool.worker import OUT_OF_MEMORY_STATUS, Worker
+from datafetch.transcode.spec import ImageSpec
 
 COMMAND = struct.Struct("<cI")
 FORK, KILL = b"F", b"K"
@@ -67,7 +68,7 @@ def main() -> None:
         except (EOFError, ConnectionError):  # the parent is gone already
             return
         _die_with(startup.parent_pid)
-        _prepare_pillow()
+        _prepare_pillow(startup.spec)
         gc.freeze()  # keeps the pages of what is loaded now shared between all workers
         server = ForkServer(control, startup)
         try:
@@ -211,9 +212,12 @@ def _die_with(parent_pid: int) -> None:
         os._exit(1)
 
 
-def _prepare_pillow() -> None:
+def _prepare_pillow(spec: ImageSpec) -> None:
     from PIL import AvifImagePlugin, Image  # noqa: PLC0415 - a parent that imports this module stays free of Pillow
 
+    from datafetch.transcode.image.shrink import load_resizer  # noqa: PLC0415 - the same
+
+    load_resizer(spec)  # here, since workers can't read files
     Image.MAX_IMAGE_PIXELS = None  # the spec has its own limit, which is checked from the header
     AvifImagePlugin.DEFAULT_MAX_THREADS = 1  # there is a process for each core already
     Image.init()

@@ -35,6 +35,7 @@ from datafetch.errors import ResourceError
 from datafetch.model.outcome import Body, Failure, FailureKind, Fetched, Outcome
 from datafetch.model.untrusted import short_repr
 from datafetch.transcode.codec import transcode
+from datafetch.transcode.image.shrink import load_resizer
 from datafetch.transcode.pool.protocol import Codec
 from datafetch.transcode.pool.quarantine import Quarantine
 from datafetch.transcode.pool.sandbox import missing_protections
@@ -104,6 +105,8 @@ class Transcoder:
         self._unusable: BaseException | None = _not_open()
 
     async def __aenter__(self) -> Self:
+        if self._spec.shrinks_fast:
+            await asyncio.to_thread(load_resizer, self._spec)
         if self._is_sandboxed and (missing := missing_protections()):
             _log.info("a decoder that a malicious image takes over could still reach: %s", "; ".join(missing))
         try:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import orjson
 
 from datafetch.cli.dry_run import dry_run_text
-from datafetch.cli.report_text import advice_lines, most_first, report_lines
+from datafetch.cli.report_text import advice_lines, failures_line, most_first, report_lines
 from datafetch.cli.status_text import status_text
 from datafetch.errors import ResourceError
 from datafetch.model.outcome import OK
@@ -36,12 +36,12 @@ if TYPE_CHECKING:
 _FILE_COLUMNS = 10_000  # of what is not a terminal: lines are whole
 
 
-def show_report(report: Report, *, as_json: bool) -> None:
-    """Print the report of a run."""
+def show_report(report: Report, *, as_json: bool, is_demo: bool = False) -> None:
+    """Print the report of a run; of a demo's without what can be requested again, since its server has ended."""
     if as_json:
         _print(orjson.dumps(report.summary()).decode())
         return
-    _print_lines(report_lines(report))
+    _print_lines(report_lines(report, is_demo=is_demo))
 
 
 def show_resharded(made: Resharded, *, as_json: bool) -> None:
@@ -138,8 +138,11 @@ def show_dry_runs(found: Sequence[DryRun], *, as_json: bool) -> None:
     _print("\n\n".join(dry_run_text(one, columns) for one in found))
 
 
-def show_built(built: Sequence[BuiltDataset], *, as_json: bool) -> None:
-    """Print what became of several datasets: a line for each, and below it what is missing and how to get it."""
+def show_built(built: Sequence[BuiltDataset], *, as_json: bool, is_demo: bool = False) -> None:
+    """Print what became of several datasets: a line for each, and below it what is missing and how to get it.
+
+    A demo's server has ended, so that nothing can be requested again.
+    """
     if as_json:
         _print(
             orjson.dumps(
@@ -161,8 +164,8 @@ def show_built(built: Sequence[BuiltDataset], *, as_json: bool) -> None:
         lines.append(f"{one.part.name:<{width}}  {totals.images:>11,}  {totals.ok:>11,}  {totals.failed:>11,}")
         kinds = {kind: count for kind, count in totals.outcomes.items() if kind != OK}
         if kinds:
-            lines.append(f"    {most_first(kinds)}; 'datafetch failures {shlex.quote(one.out)}' lists them")
-        lines += [f"    {advice}" for advice in advice_lines(one.report)]
+            lines += [f"    {most_first(kinds)}", f"    {failures_line(one.report)}"]
+        lines += [f"    {advice}" for advice in advice_lines(one.report, is_demo=is_demo)]
     _print("\n".join(_safe(line) for line in lines))
 
 

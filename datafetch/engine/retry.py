@@ -22,7 +22,7 @@ from datafetch.engine.completeness import refuse_missing_files, unpublished_shar
 from datafetch.engine.feed import Feed
 from datafetch.engine.job import Job, dataset_of, read_job
 from datafetch.engine.ownership import locked_output
-from datafetch.engine.permissions import Permitted, remember
+from datafetch.engine.permissions import Permitted, as_options, remember
 from datafetch.engine.retry_source import FailedSamples
 from datafetch.engine.retry_state import begin_retry, end_retry, read_retry_state
 from datafetch.engine.session import CHILD_PROCESSES, Backends, Session
@@ -62,6 +62,7 @@ async def retry_failed(
     interrupted = await asyncio.to_thread(read_retry_state, OutputLayout(folder))
     if interrupted is not None:
         job = interrupted.apply_to(job)
+    permitted_before = Permitted.of(job)
     job = replace((change or _unchanged)(job), out=str(out if Path(out).name == folder.name else folder))
     dataset = dataset_of(job)
     dataset.refuse_retry()
@@ -77,8 +78,9 @@ async def retry_failed(
         begun = await run_in_thread(begin_retry, layout, retry_filter or RetryFilter(), shards, permitted)
         # Before anything is fetched: the next retry must permit this too, even if this one is interrupted.
         await run_in_thread(remember, layout, permitted)
-        if permitted.options():
-            _log.info("permitted, and remembered for later retries: %s", " ".join(permitted.options()))
+        given = permitted.beyond(permitted_before)
+        if given:
+            _log.info("permitted, and remembered for later retries: %s", " ".join(as_options(given)))
         retry_layout = layout.for_retry(begun.number, begun.token)
         output = Output(
             dataset,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -21,6 +22,7 @@ from datafetch.cli.options import (
     parameters_of,
     parse_kinds,
 )
+from datafetch.cli.output_choice import choose_output
 from datafetch.cli.progress import show_progress
 from datafetch.cli.render import show_report
 from datafetch.cli.reporter import Reporting, open_reporter
@@ -36,6 +38,7 @@ from datafetch.output.retry_filter import RetryFilter
 from datafetch.store.layout import OutputLayout, output_of
 from datafetch.transcode import ImageSpec
 
+_log = logging.getLogger(__name__)
 _OF_PREPARE = frozenset({"fresh", "reuse", "world_size"})
 
 
@@ -77,6 +80,7 @@ def retry(  # noqa: PLR0913 - one parameter an option
     """
     check_min_success(min_success)
     with open_reporter(given.apply(Reporting())) as reporter:
+        out = choose_output(out, _log.info)
         report = retry_run(
             str(out),
             _retry_filter(kinds, everything=everything, also=_also(out, given)),

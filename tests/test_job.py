@@ -344,6 +344,10 @@ def test_options_are_read_from_job_files_of_earlier_versions(tmp_path: Path) -> 
     for choices in (settings["choices"], earlier):
         layout.job.write_bytes(orjson.dumps({**identity, "asked": {**settings, "choices": choices}}))
         assert read_job(layout)[0] == job
+    # Which wrote out how long a server may be silent by default.
+    former = {**settings["fetch"], "stall_timeout_s": 20.0}
+    layout.job.write_bytes(orjson.dumps({**identity, "asked": {**settings, "fetch": former}}))
+    assert read_job(layout)[0] == job
     for strange in (
         {"choices": {**earlier, "url_key": "src"}},
         {"choices": {"keep_at_least": "2"}},

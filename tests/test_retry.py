@@ -178,7 +178,7 @@ def test_an_interrupted_retry_is_completed_first(job: Job) -> None:
     layout = OutputLayout(Path(job.out))
     layout.retry.write_text('{"number": 1, "kinds": ["timeout"], "scratch": null, "token": "abc"}')
     for other in ({FailureKind.TLS}, {FailureKind.TLS, FailureKind.TIMEOUT}):
-        with pytest.raises(ConfigurationError, match=r"\(timeout\) was interrupted; .* 'datafetch retry .*/out'"):
+        with pytest.raises(ConfigurationError, match=r"\(timeout\) was interrupted; .* first: datafetch retry .*/out$"):
             retry(job.out, RetryFilter(frozenset(other)))
     with pytest.raises(ConfigurationError, match=r"\(timeout\) was interrupted"):
         retry(job.out, RetryFilter(also=frozenset({FailureKind.TLS})))

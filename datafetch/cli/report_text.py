@@ -6,7 +6,6 @@ Rules: nothing is computed here.
 from __future__ import annotations
 
 import os
-import shlex
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -18,7 +17,7 @@ from datafetch.model.lost_documents import LostDocuments
 from datafetch.model.outcome import OK, FailureKind
 from datafetch.model.report import Report
 from datafetch.model.sample import IdListResult
-from datafetch.model.wording import counted, lasting
+from datafetch.model.wording import command_for, counted, lasting
 from datafetch.store.layout import OutputLayout
 
 _COUNTERS: dict[str, tuple[str, str]] = {
@@ -131,7 +130,7 @@ def failures_line(report: Report) -> str:
     """How the failed images of an output are listed."""
     failed = report.totals.failed
     which = "the failed image" if failed == 1 else f"all {failed:,} failed images"
-    return f"to list {which}: {_command('failures', report.out)}"
+    return f"to list {which}: {command_for('failures', report.out)}"
 
 
 def most_first(counts: Mapping[str, int]) -> str:
@@ -162,7 +161,7 @@ def advice_lines(report: Report, *, is_demo: bool = False) -> Iterator[str]:
 
 def _lines_about_retries(report: Report) -> Iterator[str]:
     """Say which failed images a retry requests again, and by which command; or why one had nothing to request."""
-    retry = _command("retry", report.out)
+    retry = command_for("retry", report.out)
     failed = sorted(kind for kind in report.totals.outcomes if kind not in (OK, FailureKind.NOT_REQUESTED))
     if report.has_open_retry:
         yield f"a retry was interrupted; to complete it: {retry}"
@@ -201,7 +200,7 @@ def _lines_about_permissions(report: Report, retry: str) -> Iterator[str]:
             images = f"{counted(count, 'image')} failed as {kind}"
             yield f"{images}; {fix.option} {fix.effect}: {retry} {fix.option}"
             if kind is FailureKind.BLOCKED_ADDRESS and fix is advice:
-                addresses = f"{_command('failures', report.out)} --kinds {kind}"
+                addresses = f"{command_for('failures', report.out)} --kinds {kind}"
                 yield f"to see the networks that --allow-net would have to name: {addresses}"
             if kind is FailureKind.OPTED_OUT:
                 yield f"{images}; to ask whether they still are: {retry} --kinds {kind}"
@@ -213,11 +212,6 @@ def _reasons(counts: Mapping[str, int]) -> str:
     others = sum(count for _, count in ordered[_SHOWN_REASONS:])
     shown = [f"{reason}: {count:,}" for reason, count in ordered[:_SHOWN_REASONS]]
     return ", ".join([*shown, *([f"others: {others:,}"] if others else [])])
-
-
-def _command(command: str, out: str) -> str:
-    """A command for an output, as the shell takes it; it ends a line, without marks that could be taken for its own."""
-    return f"datafetch {command} {shlex.quote(out)}"
 
 
 def _counter_text(name: str, count: int) -> str:

@@ -31,6 +31,7 @@ from datafetch.model.location import at_mirror
 from datafetch.model.observers import Observer
 from datafetch.model.report import FetchedShards, Report
 from datafetch.model.statistics import Statistics
+from datafetch.model.wording import command_that_made
 from datafetch.monitor.at_work import refuse_at_work
 from datafetch.output.merge import Output
 from datafetch.output.retry_filter import RetryFilter
@@ -121,7 +122,10 @@ def _prepare_retry(layout: OutputLayout, identity: Identity, list_name: str | No
     refuse_missing_files(layout)
     is_complete = layout.report.exists() or layout.retry.exists()
     if not is_complete or unpublished_shards(layout, list(identity["shards"]), identity.get("limit")):
-        raise ConfigurationError(f"{layout.out} is not complete; run the command that started it again, and then retry")
+        raise ConfigurationError(
+            f"{layout.out} is not complete; run the command that started it again, and then retry; "
+            f"{command_that_made(layout.out)}"
+        )
 
 
 def _unchanged(job: Job) -> Job:

@@ -31,6 +31,7 @@ from datafetch.datasets.mmc4 import Mmc4CoreOptions
 from datafetch.demo.manifest import CoyoSource, write_coyo_source
 from datafetch.demo.origin import Origin
 from datafetch.demo.pictures import paint
+from datafetch.engine.differences import describe_differences
 from datafetch.engine.job import hash_of, read_job, settings_of
 from datafetch.engine.session import Backends
 from datafetch.errors import ConfigurationError, ConservationError, ManifestError, ResourceError
@@ -248,6 +249,13 @@ def test_another_job_on_the_same_output_is_refused(job: Job) -> None:
         with pytest.raises(ConfigurationError, match=message):
             run(replace(job, **change))
         assert files_of(job) == before
+
+
+def test_what_follows_from_another_difference_is_not_described() -> None:
+    """Without a short side nothing is resized, so that nobody gave the way in which it is."""
+    none, some = {"short_side": None, "resize": None}, {"short_side": 336, "resize": "exact"}
+    assert describe_differences(none, some, {}, {}) == "--short-side: not set, now 336"
+    assert describe_differences(some, none, {}, {}) == "--short-side: 336, now not set"
 
 
 def test_all_differences_are_described_and_what_starting_over_costs(

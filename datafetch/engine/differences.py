@@ -39,9 +39,11 @@ def describe_differences(
         settings_now: Those of the new one.
     """
     names = sorted(name for name in before | now if name != "shards" and before.get(name) != now.get(name))
+    follow = {"resize"} if "short_side" in names and None in (before.get("resize"), now.get("resize")) else set()
     differences = [
         difference
         for name in names
+        if name not in follow  # nobody gave it: without --short-side nothing is resized
         for difference in _describe(
             name,
             (before.get(name), now.get(name)),

@@ -75,8 +75,8 @@ JobOfAnother = Annotated[
     Path | None,
     typer.Option(
         "--job",
-        metavar="FILE",
-        help="Repeat the job of this job.json: take from it all that decides the rows, and nothing else.",
+        metavar="FILE|OUT",
+        help="Repeat the job of this job.json, or of this output: take all that decides the rows, and nothing else.",
         rich_help_panel=OptionGroup.SELECTION,
     ),
 ]

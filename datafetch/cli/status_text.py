@@ -135,6 +135,8 @@ def _holder_text(state: RunState, holder: LockHolder) -> str:
 
 
 def _pace(status: Status, images_per_s: float, elapsed_s: float) -> str:
+    if not status.at_work and not images_per_s:
+        return f"no image in the last run, which took {lasting(elapsed_s)}"
     parts = [
         f"{images_per_s:,.1f} images/s",
         f"{lasting(elapsed_s)} {'so far' if status.at_work else 'in the last run'}",

@@ -33,7 +33,7 @@ def verify(
     with open_reporter(given.apply(Reporting())) as reporter:
         check = given.apply(Check(str(choose_output(out, _log.info))))
         verdict = run_check(check, observers=[partial(show_verifying, reporter=reporter)])
-    show_verdict(verdict, as_json=json)
+        show_verdict(verdict, as_json=json)
     return ExitCode.COMPLETE if verdict.is_sound else ExitCode.NOT_SOUND
 
 

@@ -36,7 +36,7 @@ from datafetch.model.kinds import CounterName
 from datafetch.model.ledger_line import ShardCounts
 from datafetch.model.options import Effect, options_of
 from datafetch.model.outcome import FailureKind, Permission
-from datafetch.model.report import PermittedSince, Report, ReshardedEpoch
+from datafetch.model.report import FailureCounts, PermittedSince, Report, ReshardedEpoch
 from datafetch.model.sample import IdListResult
 from datafetch.output.retry_filter import RetryFilter
 from datafetch.transcode import Encoding, ImageSpec, Pixels, Resize
@@ -694,39 +694,43 @@ def test_the_report_says_how_to_fetch_failed_images(capfd: pytest.CaptureFixture
         connections=8,
         elapsed_s=1.0,
         permittable={"tls": 1, "opted_out": 5},
+        failures=FailureCounts({"HTTP 404": 1, "HTTP 503": 1, "tls": 1, "opted_out": 5}, {"HTTP 503": 1}),
     )
     retry = "datafetch retry 'my out'"
     advice = [
-        f"1 image failed as tls: '{retry} --insecure' also accepts invalid certificates and outdated TLS",
-        (
-            f"5 images failed as opted_out: '{retry} --opt-out ignore' fetches them too; "
-            f"'{retry} --kinds opted_out' asks whether they still are"
-        ),
-        "'datafetch failures 'my out'' lists 8 failed images",
+        f"1 image failed as tls; --insecure also accepts invalid certificates and outdated TLS: {retry} --insecure",
+        f"5 images failed as opted_out; --opt-out ignore fetches them too: {retry} --opt-out ignore",
+        f"5 images failed as opted_out; to ask whether they still are: {retry} --kinds opted_out",
+        "to list all 8 failed images: datafetch failures 'my out'",
     ]
     show_report(report, as_json=False)
-    again = f"'{retry}' requests again what may have been temporary"
+    again = f"to request 1 failed image again, which may arrive later (HTTP 503: 1): {retry}"
     assert capfd.readouterr().out.splitlines()[3:] == [*advice[:-1], again, advice[-1]]
     show_report(replace(report, retried=0), as_json=False)
     assert capfd.readouterr().out.splitlines()[3:] == [
         (
-            "this retry had nothing to request, because all failures are of other kinds; "
-            "--kinds http_status,opted_out,tls (or some of them) requests those as well"
+            "nothing was requested, because this retry leaves alone what failed "
+            "(opted_out: 5, HTTP 404: 1, HTTP 503: 1, tls: 1); "
+            f"to request it all the same: {retry} --kinds http_status,opted_out,tls"
         ),
-        *advice,
+        *advice[:-1],
+        again,
+        advice[-1],
     ]
     since = PermittedSince(("--insecure", "--opt-out ignore"), {FailureKind.TLS: 1, FailureKind.OPTED_OUT: 5})
     show_report(replace(report, permitted_since=since), as_json=False)
     assert capfd.readouterr().out.splitlines()[3:] == [
         (
-            "6 images had failed before --insecure --opt-out ignore was given: "
-            f"'{retry} --kinds tls,opted_out --insecure --opt-out ignore' requests them again"
+            "6 images had failed before --insecure --opt-out ignore was given; "
+            f"to request them again: {retry} --kinds tls,opted_out --insecure --opt-out ignore"
         ),
         again,
         advice[-1],
     ]
     show_report(replace(report, has_open_retry=True), as_json=False)
-    assert capfd.readouterr().out.splitlines()[3:] == [f"a retry was interrupted: '{retry}' completes it", *advice]
+    assert capfd.readouterr().out.splitlines()[3:] == [f"a retry was interrupted; to complete it: {retry}", *advice]
+    show_report(report, as_json=False, is_demo=True)
+    assert capfd.readouterr().out.splitlines()[3:] == [advice[-1]]
 
 
 def test_a_summary_names_no_zero_counts(capfd: pytest.CaptureFixture[str]) -> None:
@@ -759,7 +763,7 @@ def test_a_summary_names_no_zero_counts(capfd: pytest.CaptureFixture[str]) -> No
     assert capfd.readouterr().out.splitlines()[1:] == [
         "images: 20 failed (blocked_address 20)",
         "this run: no image arrived in 1 min 3 s",
-        "'datafetch failures out' lists 20 failed images",
+        "to list all 20 failed images: datafetch failures out",
     ]
     show_report(replace(report, reused=3000, requests=0, id_list_result=None), as_json=False)
     assert capfd.readouterr().out.splitlines()[1:] == [

@@ -256,6 +256,13 @@ def test_connections_fit_the_descriptors() -> None:
     assert affordable_connections(10**9) < 10**9
 
 
+@pytest.mark.parametrize(("timeout_s", "silence_s"), [(5.0, 20.0), (30.0, 20.0), (30.5, 30.5), (120.0, 120.0)])
+def test_a_long_timeout_lets_servers_be_silent(timeout_s: float, silence_s: float) -> None:
+    """It is given for servers that take long to answer; what is set for silence itself holds in any case."""
+    assert FetchPolicy(timeout_s=timeout_s).silence_s == silence_s
+    assert FetchPolicy(timeout_s=timeout_s, stall_timeout_s=7.0).silence_s == 7.0
+
+
 @pytest.mark.parametrize(
     "wrong",
     [

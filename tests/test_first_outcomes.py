@@ -25,7 +25,7 @@ Pictures = tuple[Path, list[str]]
 _ARRIVED = Encoded(b"", 1, 1, "JPEG")
 _DOWN = Failure(FailureKind.HOST_DOWN)
 _REFUSED = Failure(FailureKind.CONNECT)
-_PRIVATE = Failure(FailureKind.BLOCKED_ADDRESS, network="10.0.0.7")
+_PRIVATE = Failure(FailureKind.BLOCKED_ADDRESS, networks=("10.0.0.7",))
 _LATER = "give it with --fresh, or to 'datafetch retry' afterwards"
 
 
@@ -140,7 +140,7 @@ def test_starting_over_is_not_advised_where_it_would_delete_images() -> None:
 
 def test_a_few_networks_are_named(caplog: pytest.LogCaptureFixture) -> None:
     """Each once; of many none is."""
-    blocked = [Failure(FailureKind.BLOCKED_ADDRESS, network=f"10.0.0.{number}") for number in range(4)]
+    blocked = [Failure(FailureKind.BLOCKED_ADDRESS, networks=(f"10.0.0.{number}",)) for number in range(4)]
     assert " --allow-net 10.0.0.0 --allow-net 10.0.0.1 fetches" in _warnings([*blocked[:2], blocked[0]], caplog)[0]
     assert " --allow-net CIDR fetches" in _warnings(blocked, caplog)[0]
 
@@ -160,7 +160,7 @@ def test_a_few_networks_are_named(caplog: pytest.LogCaptureFixture) -> None:
 )
 def test_the_network_that_a_refusal_names_is_the_right_one(address: str, network: str) -> None:
     """Given as --allow-net, it permits the address that was refused."""
-    assert BlockedAddressError(address).network == network
+    assert BlockedAddressError(address).networks == (network,)
     assert AddressGuard(FetchPolicy(allow_net=(network,)).networks()).permits(address)
 
 
@@ -208,17 +208,34 @@ def test_a_run_on_a_private_address_says_so(
         f"{option} fetches those in a network that you trust: {_LATER}"
     ) in printed.err.splitlines()
     assert printed.out.splitlines()[-2] == (
-        f"20 images failed as blocked_address: 'datafetch retry {out} {option}' "
-        "fetches those in a network that you trust"
+        f"20 images failed as blocked_address; {option} fetches those in a network that you trust: "
+        f"datafetch retry {out} {option}"
     )
     assert main(["retry", str(out), "--all"]) == 0
     printed = capfd.readouterr()
-    assert f"'datafetch retry {out} --allow-net CIDR' fetches" in printed.out
+    assert f"trust: datafetch retry {out} {option}\n" in printed.out
     assert "all 20 images" not in printed.err  # which is no news of images that had failed before
     assert main(["retry", str(out), *option.split()]) == 0
     printed = capfd.readouterr()
+    assert f"datafetch: permitted, and remembered for later retries: {option}\n" in printed.err
     assert "images: 20 ok\n" in printed.out
     assert "failed as" not in printed.err + printed.out
+
+
+def test_networks_are_named_when_not_all_images_were_refused(
+    tmp_path: Path, origin: Origin, small_pictures: Pictures, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The summary has them as long as a run has met them; otherwise it says where they are listed."""
+    url = origin.url("well", small_pictures[1][0], tmp_path.name)
+    words, out = _prepare(tmp_path, [url, "http://10.0.0.7/cat.jpg", "ftp://example.org/cat.jpg"])
+    assert main(words) == 0
+    assert f"trust: datafetch retry {out} --allow-net " in (printed := capfd.readouterr().out)
+    assert {"127.0.0.0/8", "10.0.0.7"} < set(printed.split())
+    assert main(["retry", str(out)]) == 0
+    list_them = f"datafetch failures {out} --kinds blocked_address"
+    assert f"to see the networks that --allow-net would have to name: {list_them}\n" in capfd.readouterr().out
+    assert main(list_them.split()[1:]) == 0
+    assert "--allow-net 10.0.0.7 would allow it" in capfd.readouterr().out
 
 
 def test_a_run_on_ipv6_loopback_works_as_its_refusal_says(
@@ -235,15 +252,17 @@ def test_a_run_on_ipv6_loopback_works_as_its_refusal_says(
 def test_a_run_without_a_network_names_the_proxy(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """No connection is made, and a proxy of the environment is not used: both are said, in the summary, too."""
+    """No connection is made, and a proxy of the environment is not used: the summary has the retry that uses it."""
     monkeypatch.setenv("https_proxy", "http://proxy.example:3128")
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{closed.getsockname()[1]}"
-        words, _ = _prepare(tmp_path, [f"{url}/{number}" for number in range(9)], "--allow-net", "127.0.0.0/8")
+        words, out = _prepare(tmp_path, [f"{url}/{number}" for number in range(9)], "--allow-net", "127.0.0.0/8")
         assert main([*words, "--retries", "0"]) == 0
     printed = capfd.readouterr()
-    summary = printed.out.splitlines()[-3]
+    summary, after_that, to_list = printed.out.splitlines()[-3:]
+    assert after_that == f"to request them again after that: datafetch retry {out} --trust-env"
+    assert to_list == f"to list all 9 failed images: datafetch failures {out}"
     assert re.fullmatch(
         r"all 9 images that were requested failed as connect(, or were not tried since their host was down \(\d\))?; "
         "check this machine's network; the proxy in HTTPS_PROXY is used only with --trust-env",

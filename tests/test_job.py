@@ -31,6 +31,7 @@ from datafetch.datasets.mmc4 import Mmc4CoreOptions
 from datafetch.demo.manifest import CoyoSource, write_coyo_source
 from datafetch.demo.origin import Origin
 from datafetch.demo.pictures import paint
+from datafetch.engine.differences import describe_differences
 from datafetch.engine.job import hash_of, read_job, settings_of
 from datafetch.engine.session import Backends
 from datafetch.errors import ConfigurationError, ConservationError, ManifestError, ResourceError
@@ -250,6 +251,13 @@ def test_another_job_on_the_same_output_is_refused(job: Job) -> None:
         assert files_of(job) == before
 
 
+def test_what_follows_from_another_difference_is_not_described() -> None:
+    """Without a short side nothing is resized, so that nobody gave the way in which it is."""
+    none, some = {"short_side": None, "resize": None}, {"short_side": 336, "resize": "exact"}
+    assert describe_differences(none, some, {}, {}) == "--short-side: not set, now 336"
+    assert describe_differences(some, none, {}, {}) == "--short-side: 336, now not set"
+
+
 def test_all_differences_are_described_and_what_starting_over_costs(
     tmp_path: Path, job: Job, source: CoyoSource, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -346,6 +354,10 @@ def test_options_are_read_from_job_files_of_earlier_versions(tmp_path: Path) -> 
         asked = {**settings, "choices": choices, "image": image}
         layout.job.write_bytes(orjson.dumps({**identity, "asked": asked}))
         assert read_job(layout)[0] == job
+    # Which wrote out how long a server may be silent by default.
+    former = {**settings["fetch"], "stall_timeout_s": 20.0}
+    layout.job.write_bytes(orjson.dumps({**identity, "asked": {**settings, "fetch": former}}))
+    assert read_job(layout)[0] == job
     for strange in (
         {"choices": {**earlier, "url_key": "src"}},
         {"choices": {"keep_at_least": "2"}},

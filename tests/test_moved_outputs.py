@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -152,7 +153,8 @@ def test_what_the_state_folder_has_lost_is_named(
         path.write_bytes(content)
     kept = layout.kept_for_retry(failed[0])
     kept.unlink()
-    assert quick(capfd, job.out, 1)[-2:] == [
+    lines = quick(capfd, job.out, 1)
+    assert [lines[1], lines[-1]] == [
         f"{layout.state_folder.name}/failed/{kept.name}: is missing; put it back, since 'datafetch retry' needs it",
         "1 problem found",
     ]
@@ -174,18 +176,18 @@ def test_what_a_move_has_lost_is_named(cut: Job, world_size: int | None, capfd: 
         harm(path)
         lines = quick(capfd, job.out, 1)
         assert lines[-1] == "1 problem found"
-        assert lines[-2].startswith(problem)
+        assert lines[1].startswith(problem)
         path.unlink(missing_ok=True)
         path.with_name("notes.txt").unlink(missing_ok=True)
         path.write_bytes(content)
     path.with_suffix(".count").write_text("9")
-    assert quick(capfd, job.out, 1)[-2].startswith("part-00001.count: has ")
+    assert quick(capfd, job.out, 1)[1].startswith("part-00001.count: has ")
     path.unlink()
     path.with_suffix(".count").unlink()
     assert main(["verify", job.out, "--processes", "1"]) == 1
     assert (
-        "part-00001.pkl: is missing, and its .count; the command that made the output makes it again"
-        in capfd.readouterr().out.splitlines()
+        "part-00001.pkl: is missing, and its .count; the command that made the output makes it again; "
+        f"to see that command: datafetch status {shlex.quote(job.out)} --command" in capfd.readouterr().out.splitlines()
     )
     assert main(["verify", job.out, "--quick", "--json"]) == 1
     summary = json.loads(capfd.readouterr().out)
@@ -207,7 +209,7 @@ def test_outputs_of_earlier_versions_are_compared_by_size(cut: Job, capfd: pytes
     remark = "6 files have no recorded checksum; only presence, and the size where that was recorded, were compared"
     assert remark in quick(capfd, cut.out, 0)
     _cut(Path(cut.out, "part-00001.pkl"))
-    assert quick(capfd, cut.out, 1)[-2].startswith("part-00001.pkl: has ")
+    assert quick(capfd, cut.out, 1)[1].startswith("part-00001.pkl: has ")
     before = files_of(run_again(cut))
     record = orjson.loads(layout.reshard_record.read_bytes())
     del record["crc32"]
@@ -249,10 +251,13 @@ def test_images_as_files_and_their_list_are_compared(
     (out / "000000004.jpg").unlink()
     trainers.write_text("[]")
     assert quick(capfd, trainers, 1)[1:] == [
-        "the command that made the output makes again what is missing; delete what has other bytes first",
         "000000004.jpg: is missing",
         "a/000000003.jpg: has other bytes than it was written with",
         f"{trainers.name}: is not the list that was written",
+        (
+            "the command that made the output makes again what is missing; delete what has other bytes first; "
+            f"to see that command: datafetch status {shlex.quote(str(out))} --command"
+        ),
         "3 problems found",
     ]
 

@@ -89,19 +89,34 @@ def test_an_output_that_is_being_set_aside_is_one(root: Path, capfd: pytest.Capt
 def test_other_commands_say_which_outputs_there_are(
     root: Path, words: Sequence[str], capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """In the one line of their error; nothing is done."""
+    """A line for each, and the error; nothing is done. A file that belongs to none of them makes no difference."""
+    (root / "notes.txt").write_text("mine")
     command, *others = words
     assert main([command, str(root), *others]) == 2
-    (complaint,) = capfd.readouterr().err.splitlines()
-    names = ", ".join(sorted(str(root / path) for path in PATHS))
-    assert complaint.endswith(f"; below it are the outputs {names}: name one of them")
+    *listed, complaint = capfd.readouterr().err.splitlines()
+    assert listed == [f"datafetch: below {root}: {path}" for path in sorted(PATHS)]
+    assert complaint == f"datafetch: there is no run in {root}; name one of the outputs below it"
 
 
-def test_a_folder_with_files_of_its_own_is_verified(root: Path, capfd: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("words", [["verify"], ["failures"], ["explain", "0"], ["status", "--command"], ["retry"]])
+def test_other_commands_take_the_only_output(
+    root: Path, words: Sequence[str], capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They say so, and name it as the folder was named."""
+    monkeypatch.chdir(root)
+    command, *others = words
+    main([command, "coyo-700m", *others])
+    first = capfd.readouterr().err.splitlines()[0]
+    assert first == f"datafetch: there is no run in coyo-700m, so the only output below it is taken: {PATHS[1]}"
+    main([command, PATHS[1], *others])
+    assert "there is no run" not in capfd.readouterr().err
+
+
+def test_a_folder_with_shards_of_its_own_is_verified(root: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """As it may be any folder of shards or images."""
     (root / "part-00000.pkl").write_bytes(b"garbage")
     assert main(["verify", str(root)]) != 0
-    assert "below it are" not in capfd.readouterr().err
+    assert "below it" not in capfd.readouterr().err
 
 
 @pytest.mark.parametrize(("bound", "found"), [("_MAX_OUTPUTS", 2), ("_MAX_ENTRIES", 0)])

@@ -124,6 +124,9 @@ def test_nothing_but_what_decides_rows_is_taken(
         job["asked"] |= {"fresh": True, "no_lock": True, "out": "/etc", "mirror": "https://evil.example/"}
 
     path = changed(colleague, tmp_path, change)
+    for place in (colleague.layout.out, colleague.layout.state_folder):
+        assert main(words_for(colleague, tmp_path / "root", "--job", place, "--dry-run")) == 0
+        assert "--short-side 100" in capsys.readouterr().out
     words = words_for(colleague, tmp_path / "root", "--job", path, "--dry-run", "--json")
     assert main(words) == 0
     out, err = capsys.readouterr()

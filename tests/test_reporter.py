@@ -17,7 +17,7 @@ from datafetch.demo.origin import Origin
 from datafetch.store.layout import OutputLayout
 
 Pictures = tuple[Path, list[str]]
-LINE = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d[+-]\d\d:\d\d (info|warning|error|progress): (.+)")
+LINE = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d[+-]\d\d:\d\d (info|warning|error|progress|summary): (.+)")
 WORDS = ("log", "log_json", "quiet")
 
 
@@ -64,6 +64,8 @@ def test_a_run_is_logged_to_a_file_and_as_json(
     assert first[0][1].startswith("estimated disk space: needs ")
     assert "100.0% 10/10  9 ok  1 failed" in [text for kind, text in first if kind == "progress"][-1]
     assert "warning" in {kind for kind, _ in first}
+    summary = [text for kind, text in first if kind == "summary"]
+    assert first[-len(summary) :] == [("summary", line) for line in printed.out.splitlines()]
 
     assert main([*command, "--quiet", "--log", str(log), "--min-success", "0.95"]) == 3
     printed = capfd.readouterr()
@@ -107,6 +109,7 @@ def test_every_command_that_takes_long_has_the_options(
         assert printed.err == ""
         assert printed.out
         assert last in [text for kind, text in logged(log) if kind == "progress"][-1]
+        assert logged(log)[-1] == ("summary", printed.out.splitlines()[-1])
     assert main(["demo", "--help"]) == 0
     assert "--log-json" in capfd.readouterr().out
 

@@ -15,12 +15,13 @@ import pytest
 from conftest import LOOPBACK
 from in_process import retry, run, threads_with
 from jobs import POLICY, coyo_job, faulty_urls, files_of, path_of, read_ledger, read_rows, requests_since
+from nameserver import Answer, NameServer
 from origin import Web
 from runs import PATIENCE_S, read_lines
 
 from datafetch import FailureKind, Job, RetryFilter, read_status
 from datafetch.cli.app import main
-from datafetch.cli.render import show_status
+from datafetch.cli.render import show_report, show_status
 from datafetch.datasets import find_dataset
 from datafetch.demo.manifest import CoyoSource, write_coyo_source
 from datafetch.demo.origin import Origin
@@ -32,6 +33,7 @@ from datafetch.errors import ConfigurationError, ResourceError
 from datafetch.fetch import FetchPolicy, OptOut
 from datafetch.model.ledger_line import LedgerLine, ShardCounts
 from datafetch.model.outcome import Failure, Permission
+from datafetch.model.report import FailureCounts
 from datafetch.model.sample import Shard
 from datafetch.output.commit import Commit
 from datafetch.output.merge import Output
@@ -176,7 +178,7 @@ def test_an_interrupted_retry_is_completed_first(job: Job) -> None:
     layout = OutputLayout(Path(job.out))
     layout.retry.write_text('{"number": 1, "kinds": ["timeout"], "scratch": null, "token": "abc"}')
     for other in ({FailureKind.TLS}, {FailureKind.TLS, FailureKind.TIMEOUT}):
-        with pytest.raises(ConfigurationError, match=r"\(timeout\) was interrupted; .* 'datafetch retry .*/out'"):
+        with pytest.raises(ConfigurationError, match=r"\(timeout\) was interrupted; .* first: datafetch retry .*/out$"):
             retry(job.out, RetryFilter(frozenset(other)))
     with pytest.raises(ConfigurationError, match=r"\(timeout\) was interrupted"):
         retry(job.out, RetryFilter(also=frozenset({FailureKind.TLS})))
@@ -531,10 +533,12 @@ def test_permissions_of_a_retry_hold_for_later_retries(blocked_job: Job, caplog:
     assert retry(blocked_job.out).totals.outcomes == {"ok": IMAGES - 2, "http_status": 2}
     assert read_job(layout)[1] == identity
     run(blocked_job)
-    assert (
-        caplog.messages[-1] == f"no longer permitted, also for retries, unless given again: --allow-net {LOOPBACK[0]}"
+    assert caplog.messages[-1] == (
+        "given to an earlier run and not to this one, so no longer permitted, also for retries: "
+        f"--allow-net {LOOPBACK[0]}"
     )
-    assert caplog.messages.count(f"permitted, and remembered for later retries: --allow-net {LOOPBACK[0]}") == 2
+    # The second retry was given nothing new.
+    assert caplog.messages.count(f"permitted, and remembered for later retries: --allow-net {LOOPBACK[0]}") == 1
 
 
 def test_allowed_networks_add_up_and_other_permissions_are_replaced() -> None:
@@ -599,14 +603,61 @@ def test_a_run_names_the_retry_that_fetches_what_it_now_permits(
     assert "had failed before" not in capfd.readouterr().out
     assert main([*command, "--allow-net", "127.0.0.0/8", "--insecure"]) == 0
     printed = capfd.readouterr().out
-    (line,) = (one for one in printed.splitlines() if "blocked_address:" in one or "had failed before" in one)
+    (line,) = (one for one in printed.splitlines() if "failed as blocked_address" in one or "had failed before" in one)
     out = tmp_path / "coyo-700m" / "pkl03-split"
     retry_words = f"datafetch retry {out} --kinds blocked_address --allow-net 127.0.0.0/8"
-    assert line == f"6 images had failed before --allow-net 127.0.0.0/8 was given: '{retry_words}' requests them again"
+    assert line == f"6 images had failed before --allow-net 127.0.0.0/8 was given; to request them again: {retry_words}"
     assert main(retry_words.split()[1:]) == 0
     assert "retried 6, 5 arrived" in capfd.readouterr().out
     assert main([*command, "--allow-net", "127.0.0.0/8", "--max-body", "64MiB"]) == 0
     assert "had failed before" not in capfd.readouterr().out
+
+
+def test_a_summary_names_a_retry_where_it_requests_something(job: Job, capfd: pytest.CaptureFixture[str]) -> None:
+    """It says how many images and why; a retry that requests nothing says what it leaves alone, and how to get that."""
+    for report in (run(job), retry(job.out, RetryFilter(frozenset({FailureKind.TIMEOUT})))):
+        assert report.failures == FailureCounts({"HTTP 404": 2, "HTTP 500": len(FLAKY)}, {"HTTP 500": len(FLAKY)})
+        show_report(report, as_json=False)
+        assert (
+            f"to request {len(FLAKY)} failed images again, of which some may arrive later "
+            f"(HTTP 500: {len(FLAKY)}): datafetch retry {job.out}"
+        ) in capfd.readouterr().out.splitlines()
+    assert main(["retry", job.out]) == 0
+    assert "may arrive later" not in capfd.readouterr().out
+    assert main(["retry", job.out]) == 0
+    again = f"datafetch retry {job.out} --kinds http_status"
+    assert (
+        "nothing was requested, because this retry leaves alone what failed (HTTP 404: 2); "
+        f"to request it all the same: {again}"
+    ) in capfd.readouterr().out.splitlines()
+    assert main(again.split()[1:]) == 0
+    assert "retried 2, 0 arrived" in capfd.readouterr().out
+
+
+def test_name_servers_given_later_take_along_the_names_that_were_not_found(
+    tmp_path: Path, own_origin: Origin, small_pictures: Pictures, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A finished output's run names the retry, and so does the first one; a retry with another server requests them."""
+    port = own_origin.url("well", "any", "any").split(":")[2].partition("/")[0]
+    urls = [
+        f"http://cats.example:{port}{path_of(own_origin.url('well', name, tmp_path.name))}"
+        for name in small_pictures[1][:3]
+    ]
+    source = write_coyo_source(tmp_path / "source", urls)
+    command = ["prepare", "coyo", "--source", str(source.folder), "--ids", str(source.ids), "--processes", "1"]
+    command += ["--root", str(tmp_path), "--no-reshard", "--allow-net", "127.0.0.0/8", "--retries", "0"]
+    out = tmp_path / "coyo-700m" / "pkl03-split"
+    with NameServer() as ignorant, NameServer({"cats.example": Answer(("127.0.0.1",))}) as server:
+        assert main([*command, "--nameserver", ignorant.address]) == 0
+        again = f"datafetch retry {out} --kinds dns_not_found"
+        assert f"to request them again after that: {again}" in capfd.readouterr().out.splitlines()
+        assert main([*command, "--nameserver", server.address]) == 0
+        assert (
+            f"3 images had failed before --nameserver {server.address} was given; "
+            f"to request them again: {again} --nameserver {server.address}"
+        ) in capfd.readouterr().out.splitlines()
+        assert main(["retry", str(out), "--nameserver", server.address]) == 0
+        assert "retried 3, 3 arrived" in capfd.readouterr().out
 
 
 def test_images_that_need_a_permission_are_counted(blocked_job: Job) -> None:

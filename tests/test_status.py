@@ -482,7 +482,8 @@ def test_an_output_that_lacks_a_resharded_shard_is_not_complete(
     (layout.out / name).unlink()
     assert main(["status", str(layout.out)]) == 0
     words = " ".join(capfd.readouterr().out.split())
-    assert f"state interrupted; 1 shard of the output is missing or changed, {name.partition('.')[0]}" in words
+    assert f"state damaged; 1 shard of the output is missing or changed, {name.partition('.')[0]}; " in words
+    assert "the command that made the output makes it again; to see that command: datafetch status " in words
     assert "ranks 2, of 8 samples each; an epoch uses 16" in words
     assert main(["status", str(layout.out), "--json"]) == 0
     printed = json.loads(capfd.readouterr().out)

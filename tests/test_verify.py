@@ -451,11 +451,12 @@ def test_an_output_is_verified_for_the_ranks_that_it_was_made_for(
     code, lines = verify_lines(capfd, out, "--world-size", "9", "--batch", "1")
     assert (code, lines[0].partition(":")[0]) == (1, "for 9 ranks, as given (batch 1, group 2)")
     assert lines[1] == (
-        "8 shards are fewer than 9 ranks, so the loader crashes; 'datafetch reshard' makes shards that fit "
-        "--world-size 9"
+        "8 shards are fewer than 9 ranks, so the loader crashes; 'datafetch reshard SRC DST --world-size 9' makes "
+        "shards that fit"
     )
     code, lines = verify_lines(capfd, out, "--world-size", "40")
-    assert "; 50 rows are too few for 40 ranks, which take at least 240" in lines[1]
+    most = "--world-size 8 is the most that they allow"
+    assert lines[1].endswith(f"; 50 rows are too few for 40 ranks, which take at least 240; {most}")
     OutputLayout(out).reshard_record.write_text('{"world_size": "8"}')
     code, lines = verify_lines(capfd, out)
     assert code == 1
@@ -479,15 +480,16 @@ def test_shards_that_were_not_resharded_need_not_fit_any_ranks(
     layout.job.write_text(json.dumps({**job, "asked": {"world_size": None}}))
     code, lines = verify_lines(capfd, out)
     assert code == 0
-    assert lines[0].startswith(
-        "for 64 ranks, as an example, since the shards of the manifest were kept (--no-reshard) (batch 2, group 4): "
-    )
-    assert (lines[1], *lines[2:]) == (
+    assert lines == [
         (
-            "they need not fit 64 ranks, and don't: 1 shard is fewer than 64 ranks, so the loader crashes; 20 rows are "
-            "too few for 64 ranks, which take at least 512"
+            "made with --no-reshard, so these shards are not cut for a number of ranks; for 64 ranks: 20 rows are too "
+            "few for 64 ranks, which take at least 512; --world-size 2 is the most that they allow"
         ),
         "all checks passed",
+    ]
+    layout.job.write_text(json.dumps({**job, "asked": {"world_size": 4}}))
+    assert verify_lines(capfd, out)[1][1].endswith(
+        "; --world-size 2 is the most that they allow: run the command that made the output again with that"
     )
     assert verify_lines(capfd, out, "--world-size", "2")[0] == 1
     for asked, text in ((2, "for 2 ranks, as its run was asked for"), (-1, "for 64 ranks, by default")):

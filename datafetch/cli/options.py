@@ -20,7 +20,8 @@ from msgspec import UNSET
 
 from datafetch.engine.job import Job
 from datafetch.errors import ConfigurationError, unknown_name
-from datafetch.fetch import OptOut
+from datafetch.fetch import FetchPolicy, OptOut
+from datafetch.model.advice import KINDS_ON_THE_WAY
 from datafetch.model.options import Effect, OptionField, OptionGroup, options_of
 from datafetch.model.outcome import FailureKind, Permission
 from datafetch.transcode import ImageSpec
@@ -74,8 +75,8 @@ JobOfAnother = Annotated[
     Path | None,
     typer.Option(
         "--job",
-        metavar="FILE",
-        help="Repeat the job of this job.json: take from it all that decides the rows, and nothing else.",
+        metavar="FILE|OUT",
+        help="Repeat the job of this job.json, or of this output: take all that decides the rows, and nothing else.",
         rich_help_panel=OptionGroup.SELECTION,
     ),
 ]
@@ -232,6 +233,12 @@ class GivenOptions:
             for name, permission in PERMISSIONS.items()
             if self.values.get(name) and self.values[name] != OptOut.OBEY
         )
+
+    @property
+    def kinds_on_the_way(self) -> frozenset[FailureKind]:
+        """The failure kinds that another way to the web, given here, may help against: a proxy or name servers."""
+        given = (one for one in options_of(FetchPolicy) if self.values.get(one.name))
+        return frozenset().union(*(KINDS_ON_THE_WAY.get(one.field, ()) for one in given))
 
 
 def _read(one: OptionField, value: Any) -> Any:

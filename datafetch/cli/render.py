@@ -5,17 +5,19 @@ Rules: nothing is computed here. Text from the web, such as the name of a host, 
 
 from __future__ import annotations
 
+import logging
 import os
 import shlex
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import orjson
 
 from datafetch.cli.dry_run import dry_run_text
-from datafetch.cli.report_text import advice_lines, most_first, report_lines
+from datafetch.cli.report_targets import SUMMARY
+from datafetch.cli.report_text import advice_lines, failures_line, most_first, report_lines
 from datafetch.cli.status_text import status_text
 from datafetch.errors import ResourceError
 from datafetch.model.outcome import OK
@@ -33,24 +35,19 @@ if TYPE_CHECKING:
     from datafetch.engine.source_check import SourceAnswer
 
 
+_log = logging.getLogger(__name__)
 _FILE_COLUMNS = 10_000  # of what is not a terminal: lines are whole
 
 
-def show_report(report: Report, *, as_json: bool) -> None:
-    """Print the report of a run."""
-    if as_json:
-        _print(orjson.dumps(report.summary()).decode())
-        return
-    _print_lines(report_lines(report))
+def show_report(report: Report, *, as_json: bool, is_demo: bool = False) -> None:
+    """Print the report of a run; of a demo's without what can be requested again, since its server has ended."""
+    _print_summary(report_lines(report, is_demo=is_demo), report.summary() if as_json else None)
 
 
 def show_resharded(made: Resharded, *, as_json: bool) -> None:
     """Print how an output was resharded."""
-    if as_json:
-        _print(orjson.dumps(made.summary()).decode())
-        return
     ranks, epoch = made.plan.ranks, made.epoch
-    _print_lines(
+    _print_summary(
         [
             (
                 f"{made.out}: {counted(epoch.samples, 'row')} in {counted(made.shards, 'shard')}, "
@@ -60,16 +57,14 @@ def show_resharded(made: Resharded, *, as_json: bool) -> None:
                 f"{counted(ranks.world_size, 'rank')} of {counted(epoch.groups * ranks.group, 'sample')} each; "
                 f"an epoch uses {1 - epoch.lost_share:.3%} of all rows"
             ),
-        ]
+        ],
+        made.summary() if as_json else None,
     )
 
 
 def show_verdict(verdict: Verdict, *, as_json: bool) -> None:
     """Print the verdict of a verification."""
-    if as_json:
-        _print(orjson.dumps(verdict.summary()).decode())
-        return
-    _print_lines(verdict.lines())
+    _print_summary(verdict.lines(), verdict.summary() if as_json else None)
 
 
 def show_status(status: Status, *, as_json: bool, shows_all_hosts: bool = False) -> None:
@@ -138,18 +133,11 @@ def show_dry_runs(found: Sequence[DryRun], *, as_json: bool) -> None:
     _print("\n\n".join(dry_run_text(one, columns) for one in found))
 
 
-def show_built(built: Sequence[BuiltDataset], *, as_json: bool) -> None:
-    """Print what became of several datasets: a line for each, and below it what is missing and how to get it."""
-    if as_json:
-        _print(
-            orjson.dumps(
-                {
-                    "complete": all(one.report is not None for one in built),
-                    "datasets": [one.summary() for one in built],
-                }
-            ).decode()
-        )
-        return
+def show_built(built: Sequence[BuiltDataset], *, as_json: bool, is_demo: bool = False) -> None:
+    """Print what became of several datasets: a line for each, and below it what is missing and how to get it.
+
+    A demo's server has ended, so that nothing can be requested again.
+    """
     width = max(len(one.part.name) for one in built)
     lines = [f"{'dataset':<{width}}  {'expected':>11}  {'there':>11}  {'missing':>11}"]
     for one in built:
@@ -161,19 +149,28 @@ def show_built(built: Sequence[BuiltDataset], *, as_json: bool) -> None:
         lines.append(f"{one.part.name:<{width}}  {totals.images:>11,}  {totals.ok:>11,}  {totals.failed:>11,}")
         kinds = {kind: count for kind, count in totals.outcomes.items() if kind != OK}
         if kinds:
-            lines.append(f"    {most_first(kinds)}; 'datafetch failures {shlex.quote(one.out)}' lists them")
-        lines += [f"    {advice}" for advice in advice_lines(one.report)]
-    _print("\n".join(_safe(line) for line in lines))
+            lines += [f"    {most_first(kinds)}", f"    {failures_line(one.report)}"]
+        lines += [f"    {advice}" for advice in advice_lines(one.report, is_demo=is_demo)]
+    is_complete = all(one.report is not None for one in built)
+    values = {"complete": is_complete, "datasets": [one.summary() for one in built]}
+    _print_summary(lines, values if as_json else None)
 
 
 def _safe(line: str) -> str:
     """A line that may be indented, without control characters."""
-    indent = line[: len(line) - len(line.lstrip())]
-    return indent + to_printable(line.strip())
+    return _indent(line) + to_printable(line.strip())
 
 
-def _print_lines(lines: Iterable[str]) -> None:
-    _print("\n".join(map(one_line, lines)))
+def _indent(line: str) -> str:
+    return line[: len(line) - len(line.lstrip(" "))]
+
+
+def _print_summary(lines: Iterable[str], values: Mapping[str, object] | None) -> None:
+    """Print what a command did: as lines, or as an object if there is one; the file of ``--log`` gets the lines."""
+    safe = [_indent(line) + one_line(line) for line in lines]
+    for line in safe:
+        _log.info("%s", line, extra={SUMMARY: True})
+    _print("\n".join(safe) if values is None else orjson.dumps(values).decode())
 
 
 def _print(text: str) -> None:

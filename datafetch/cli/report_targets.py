@@ -30,6 +30,8 @@ from datafetch.model.untrusted import one_line
 from datafetch.store.layout import SUFFIX, OutputLayout
 
 _LIVE_INTERVAL_S = 0.25
+SUMMARY = "is_summary"
+"""The attribute of a log record that is a line of a command's summary, which standard output has, too."""
 _PLAIN_INTERVAL_S = 10.0
 _MAX_WAITING_LINES = 10_000  # to be written to the file of --log, while its disk hangs
 _CLOSE_S = 5.0  # for what is left of them
@@ -44,11 +46,13 @@ class Target(ABC):
         interval_s: The time between two lines of progress.
         shows_ends: Whether the first and the last line are shown, however short the time between them.
         level: The least level of the messages that go there.
+        takes_summaries: Whether the lines of summaries go there, too.
     """
 
     interval_s: float = _PLAIN_INTERVAL_S
     shows_ends: bool = True
     level: int = logging.INFO
+    takes_summaries: bool = False
 
     @contextmanager
     def progress(self) -> Iterator[None]:
@@ -150,6 +154,8 @@ class LogFile(Target):
         descriptor: The file, opened to append; it is closed with this object.
     """
 
+    takes_summaries = True
+
     def __init__(self, path: str, descriptor: int) -> None:
         self._path = path
         self._descriptor = descriptor  # and no buffer, which Python would flush when it exits, whoever hangs
@@ -182,7 +188,8 @@ class LogFile(Target):
 
     def log(self, record: logging.LogRecord) -> None:
         """Append a message."""
-        self.append(record.levelname.lower(), one_line(record.getMessage()))
+        is_summary = getattr(record, SUMMARY, False)
+        self.append("summary" if is_summary else record.levelname.lower(), one_line(record.getMessage()))
 
     def append(self, kind: str, text: str) -> None:
         """Append a line, with the time."""

@@ -6,19 +6,18 @@ Rules: nothing is computed here.
 from __future__ import annotations
 
 import os
-import shlex
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from datafetch.datasets import DATASETS
-from datafetch.model.advice import ADVICE
+from datafetch.model.advice import ADVICE, advice_against
 from datafetch.model.kinds import CounterName
 from datafetch.model.ledger_line import ShardCounts
 from datafetch.model.lost_documents import LostDocuments
-from datafetch.model.outcome import OK, FailureKind, may_kind_pass
+from datafetch.model.outcome import OK, FailureKind
 from datafetch.model.report import Report
 from datafetch.model.sample import IdListResult
-from datafetch.model.wording import counted, lasting
+from datafetch.model.wording import command_for, counted, lasting
 from datafetch.store.layout import OutputLayout
 
 _COUNTERS: dict[str, tuple[str, str]] = {
@@ -32,10 +31,16 @@ _COUNTERS: dict[str, tuple[str, str]] = {
 """By name of the counter: what it counts, in the singular, and what happened to that."""
 
 _SHOWN_CHOICES = 3
+_SHOWN_REASONS = 4
 
 
-def report_lines(report: Report) -> list[str]:
-    """What a run or a retry did, and what its output holds, as lines for people."""
+def report_lines(report: Report, *, is_demo: bool = False) -> list[str]:
+    """What a run or a retry did, and what its output holds, as lines for people.
+
+    Args:
+        report: What it did.
+        is_demo: Whether it was a demo, whose server has ended, so that nothing can be requested again.
+    """
     totals = report.totals
     lines = [
         (
@@ -63,8 +68,8 @@ def report_lines(report: Report) -> list[str]:
     if report.id_list_result is not None:
         lines += _ids(report.id_list_result)
     if totals.failed:
-        last = [f"'datafetch failures {shlex.quote(report.out)}' lists {counted(totals.failed, 'failed image')}"]
-    return [*lines, *advice_lines(report), *last]
+        last = [failures_line(report)]
+    return [*lines, *advice_lines(report, is_demo=is_demo), *last]
 
 
 def _images(totals: ShardCounts) -> str:
@@ -121,6 +126,13 @@ def _lost_documents(lost: LostDocuments, rows_by_keep_at_least: Mapping[int, int
     return f"{line}; with --keep-at-least {images} there would be at least {counted(rows, 'row')}{more}"
 
 
+def failures_line(report: Report) -> str:
+    """How the failed images of an output are listed."""
+    failed = report.totals.failed
+    which = "the failed image" if failed == 1 else f"all {failed:,} failed images"
+    return f"to list {which}: {command_for('failures', report.out)}"
+
+
 def most_first(counts: Mapping[str, int]) -> str:
     """Counts by name, the largest first."""
     return ", ".join(
@@ -128,57 +140,78 @@ def most_first(counts: Mapping[str, int]) -> str:
     )
 
 
-def advice_lines(report: Report) -> Iterator[str]:
+def advice_lines(report: Report, *, is_demo: bool = False) -> Iterator[str]:
     """Say why the trainer's list lacks records, and how failed images can still be fetched."""
-    retry = retry_command(report.out)
     dataset = DATASETS.get(report.dataset)
     if dataset is not None and dataset.list_name is not None and report.totals.rows < report.totals.samples:
         yield f"why the trainer's list lacks records: {OutputLayout(Path(report.out)).dropped}"
-    failed = sorted(kind for kind in report.totals.outcomes if kind not in (OK, FailureKind.NOT_REQUESTED))
-    if report.has_open_retry:
-        yield f"a retry was interrupted: '{retry}' completes it"
-    if report.retried == 0 and failed:
-        yield (
-            "this retry had nothing to request, because all failures are of other kinds; "
-            f"--kinds {','.join(failed)}{' (or some of them)' if len(failed) > 1 else ''} requests those as well"
-        )
-    missing = report.totals.outcomes.get(FailureKind.MISSING_MEMBER, 0)
-    root = None if dataset is None else dataset.image_root
     if not report.totals.samples:
         yield "nothing was selected: check the source, the list of ids and the options that leave out records"
+    missing = report.totals.outcomes.get(FailureKind.MISSING_MEMBER, 0)
+    root = None if dataset is None else dataset.image_root
     if missing and root is not None:
         folder = os.path.normpath(Path(report.out) / root)
         yield (
             f"{counted(missing, 'image')} {'is' if missing == 1 else 'are'} not in {folder}: prepare the image sets "
             "with the same --root, or 'datafetch retry' those where images failed, and run the same command again"
         )
+    if root is None and not is_demo:
+        yield from _lines_about_retries(report)
+
+
+def _lines_about_retries(report: Report) -> Iterator[str]:
+    """Say which failed images a retry requests again, and by which command; or why one had nothing to request."""
+    retry = command_for("retry", report.out)
+    failed = sorted(kind for kind in report.totals.outcomes if kind not in (OK, FailureKind.NOT_REQUESTED))
+    if report.has_open_retry:
+        yield f"a retry was interrupted; to complete it: {retry}"
+    if report.retried == 0 and failed:
+        yield (
+            f"nothing was requested, because this retry leaves alone what failed ({_reasons(report.failures.failed)}); "
+            f"to request it all the same: {retry} --kinds {','.join(failed)}"
+        )
+    alike = report.failed_alike
+    is_for_lack_of_permission = alike is not None and bool(report.permittable.get(alike.kind))
+    if alike is not None and not is_for_lack_of_permission:
+        yield alike.sentence(is_over=True)
     yield from _lines_about_permissions(report, retry)
-    is_retried = report.retried is not None or report.has_open_retry
-    if not is_retried and root is None and any(map(may_kind_pass, failed)):
-        yield f"'{retry}' requests again what may have been temporary"
+    if alike is not None and not is_for_lack_of_permission and alike.what_to_check:
+        yield f"to request them again after that: {f'{retry} {alike.retry_options}'.rstrip()}"
+        return
+    retriable = report.failures.retriable
+    if not report.has_open_retry and retriable:
+        count = sum(retriable.values())
+        images = "1 failed image again, which" if count == 1 else f"{count:,} failed images again, of which some"
+        yield f"to request {images} may arrive later ({_reasons(retriable)}): {retry}"
 
 
 def _lines_about_permissions(report: Report, retry: str) -> Iterator[str]:
-    """Say which images failed for lack of a permission, and how they are fetched with it; or how all images failed."""
-    alike = report.failed_alike
-    if alike is not None and not report.permittable.get(alike.kind):
-        yield alike.sentence(is_over=True)
+    """Say which images failed for lack of a permission or of a way to the web, and how they are fetched with it."""
     since = report.permitted_since
     if since is not None:
         kinds, options = ",".join(since.images), " ".join(since.options)
         images = counted(sum(since.images.values()), "image")
-        yield f"{images} had failed before {options} was given: '{retry} --kinds {kinds} {options}' requests them again"
+        again = f"{retry} --kinds {kinds} {options}"
+        yield f"{images} had failed before {options} was given; to request them again: {again}"
     for kind, advice in ADVICE.items():
         count = report.permittable.get(kind, 0) - (0 if since is None else since.images.get(kind, 0))
         if count > 0:
-            fix = alike.advice or advice if alike is not None and alike.kind is kind else advice
-            again = f"; '{retry} --kinds {kind}' asks whether they still are" if kind is FailureKind.OPTED_OUT else ""
-            yield f"{counted(count, 'image')} failed as {kind}: '{retry} {fix.option}' {fix.effect}{again}"
+            fix = advice_against(kind, report.networks) or advice
+            images = f"{counted(count, 'image')} failed as {kind}"
+            yield f"{images}; {fix.option} {fix.effect}: {retry} {fix.option}"
+            if kind is FailureKind.BLOCKED_ADDRESS and fix is advice:
+                addresses = f"{command_for('failures', report.out)} --kinds {kind}"
+                yield f"to see the networks that --allow-net would have to name: {addresses}"
+            if kind is FailureKind.OPTED_OUT:
+                yield f"{images}; to ask whether they still are: {retry} --kinds {kind}"
 
 
-def retry_command(out: str) -> str:
-    """The command that requests failed images of an output again, quoted for the shell."""
-    return f"datafetch retry {shlex.quote(out)}"
+def _reasons(counts: Mapping[str, int]) -> str:
+    """Counts of failures by reason, the most frequent first; of many reasons the first few."""
+    ordered = sorted(counts.items(), key=lambda pair: (-pair[1], pair[0]))
+    others = sum(count for _, count in ordered[_SHOWN_REASONS:])
+    shown = [f"{reason}: {count:,}" for reason, count in ordered[:_SHOWN_REASONS]]
+    return ", ".join([*shown, *([f"others: {others:,}"] if others else [])])
 
 
 def _counter_text(name: str, count: int) -> str:

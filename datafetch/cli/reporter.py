@@ -16,6 +16,7 @@ from typing import IO, cast
 from datafetch.cli.exit_code import message_of
 from datafetch.cli.progress_line import ProgressLine, activity_line, with_activity
 from datafetch.cli.report_targets import (
+    SUMMARY,
     JsonLines,
     LogFile,
     PlainLines,
@@ -48,7 +49,7 @@ class Reporting:
     log: str | None = option(
         None,
         Option(
-            help="Append messages and lines of progress to FILE, with the time of each.",
+            help="Append messages, lines of progress and the summary to FILE, with the time of each.",
             group=OptionGroup.BEHAVIOUR,
             effect=Effect.NONE,
             metavar="FILE",
@@ -128,8 +129,9 @@ class Reporter(logging.Handler):
             if isinstance(activity, ActivityProgress):
                 self._show_activity(activity)
                 return
+        is_summary = getattr(record, SUMMARY, False)
         for target in self._targets:
-            if record.levelno >= target.level:
+            if record.levelno >= target.level and (target.takes_summaries or not is_summary):
                 with suppress(Exception):
                     target.log(record)
 

@@ -17,7 +17,7 @@ from datafetch.cli.exit_code import without_fresh
 from datafetch.cli.progress_line import waiting_text
 from datafetch.model.outcome import FailureKind
 from datafetch.model.untrusted import to_printable
-from datafetch.model.wording import clock, counted, lasting, sized
+from datafetch.model.wording import clock, command_that_made, counted, lasting, sized
 from datafetch.monitor.host_failures import FailingHost
 from datafetch.monitor.status import RunState, Status
 from datafetch.store.last_stop import LastStop
@@ -90,6 +90,8 @@ def _state(status: Status) -> Text:
     parts = [f"{status.state}"]
     if status.state is RunState.INTERRUPTED and status.has_open_retry:
         parts[0] += " in a retry; 'datafetch retry' completes it"
+    elif status.state is RunState.INTERRUPTED and status.missing_shards:
+        parts[0] = "damaged"  # all had been made once
     if status.holder is not None:
         parts.append(_holder_text(status.state, status.holder))
     if status.missing_shards:
@@ -98,6 +100,8 @@ def _state(status: Status) -> Text:
             f"{counted(number, 'shard')} of the output {'is' if number == 1 else 'are'} missing or changed, "
             f"{'the first is ' if number > 1 else ''}{first}"
         )
+        if status.state is RunState.INTERRUPTED and not status.has_open_retry:
+            parts.append(f"the command that made the output makes it again; {command_that_made(status.out)}")
     if status.damaged_ledgers:
         parts.append(left_out_text(status))
     if status.problem:
@@ -131,6 +135,8 @@ def _holder_text(state: RunState, holder: LockHolder) -> str:
 
 
 def _pace(status: Status, images_per_s: float, elapsed_s: float) -> str:
+    if not status.at_work and not images_per_s:
+        return f"no image in the last run, which took {lasting(elapsed_s)}"
     parts = [
         f"{images_per_s:,.1f} images/s",
         f"{lasting(elapsed_s)} {'so far' if status.at_work else 'in the last run'}",

@@ -40,11 +40,14 @@ def describe_differences(
         settings_now: Those of the new one.
     """
     names = sorted(name for name in before | now if name != "shards" and before.get(name) != now.get(name))
-    if "resize" in names and "resizer" in names:  # one follows from the other
-        names.remove("resizer")
+    follow = {"resize"} if "short_side" in names and None in (before.get("resize"), now.get("resize")) else set()
+    if "resize" in names:
+        follow.add("resizer")
     differences = [
         difference
         for name in names
+        if name
+        not in follow  # nobody gave these: without --short-side nothing is resized, and --resize has its resizer
         for difference in _describe(
             name,
             (before.get(name), now.get(name)),

@@ -10,7 +10,7 @@ import logging
 from collections.abc import Callable
 
 from datafetch.model.advice import FailedAlike
-from datafetch.model.outcome import Encoded, FailureKind, Outcome, Permission
+from datafetch.model.outcome import Encoded, Failure, FailureKind, Outcome, Permission
 
 _WATCHED_IMAGES = 200
 _MAX_REMEMBERED_NETWORKS = 8  # more are not named
@@ -55,7 +55,7 @@ class FirstOutcomes:
             self._images,
             self._kind or FailureKind.HOST_DOWN,
             self._status,
-            tuple(self._networks),
+            self.networks,
             self._is_permitted,
             self._unused_proxy,
             self._used_proxies,
@@ -63,8 +63,15 @@ class FirstOutcomes:
             self._has_others(),
         )
 
+    @property
+    def networks(self) -> tuple[str, ...]:
+        """The networks that would have to be allowed for the images so far, as far as they are remembered."""
+        return tuple(self._networks)
+
     def add(self, outcome: Outcome) -> None:
         """Count the outcome of an image that was requested, and warn when it is the last of the first ones."""
+        if isinstance(outcome, Failure) and outcome.networks and len(self._networks) < _MAX_REMEMBERED_NETWORKS:
+            self._networks.update(dict.fromkeys(outcome.networks))
         if not self._is_alike:
             return
         self._images += 1
@@ -88,8 +95,6 @@ class FirstOutcomes:
         if self._kind is None:
             self._kind, self._status = outcome.kind, status
         self._is_alike = (outcome.kind, status) == (self._kind, self._status)
-        if outcome.network and len(self._networks) < _MAX_REMEMBERED_NETWORKS:
-            self._networks[outcome.network] = None
         if outcome.kind is FailureKind.TLS:
             self._is_permitted |= Permission.INSECURE in outcome.permitted
 

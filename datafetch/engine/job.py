@@ -345,13 +345,18 @@ def job_in(file: JobFile) -> Job:
         values = {
             **settings,
             "image": _from_json(ImageSpec, image),
-            "fetch": _from_json(FetchPolicy, settings["fetch"]),
+            "fetch": _from_json(FetchPolicy, _without_former_default(settings["fetch"])),
         }
         job = _from_json(Job, values)
         hash_of(file.identity)  # which a value that is nested too deeply does not have
         return replace(job, options=_read_options(job.dataset, options))
     except (AttributeError, KeyError, TypeError) as error:
         raise ValueError(str(error)) from error
+
+
+def _without_former_default(fetch: Mapping[str, object]) -> Mapping[str, object]:
+    """The settings of fetching. Earlier versions wrote out how long a server may be silent by default."""
+    return {name: value for name, value in fetch.items() if (name, value) != ("stall_timeout_s", 20.0)}
 
 
 def _read_options(dataset: str, values: Mapping[str, object]) -> DatasetOptions:

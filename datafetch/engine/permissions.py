@@ -15,6 +15,7 @@ from typing import Any, Self
 from datafetch.engine.job import Job, read_job, settings_of
 from datafetch.errors import ConfigurationError
 from datafetch.fetch import FetchPolicy, OptOut
+from datafetch.model.advice import KINDS_ON_THE_WAY
 from datafetch.model.bounds import Count
 from datafetch.model.options import Effect, OptionField, as_given, options_of
 from datafetch.model.outcome import FailureKind, Permission
@@ -31,6 +32,8 @@ PERMITTING_OPTIONS: Mapping[str, OptionField] = {
     if one.option.effect is Effect.PERMITS
 }
 """The options that permit something, by field. There is one for each ``Permission``, of the same name."""
+
+_WAYS = tuple(one for one in options_of(FetchPolicy) if one.field in KINDS_ON_THE_WAY)
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +104,11 @@ class Permitted:
         return {name: getattr(self, name) for name in _names_in(cls)}
 
 
+def as_options(values: Iterable[tuple[OptionField, Any]]) -> Iterator[str]:
+    """Options with their values, as they are given to a command."""
+    return (text for one, value in values for text in _as_given(one, value))
+
+
 def _names_in(cls: type) -> Iterator[str]:
     return (one.field for one in options_of(cls) if one.field in PERMITTING_OPTIONS)
 
@@ -112,12 +120,18 @@ def _as_given(one: OptionField, value: Any) -> Iterator[str]:
         yield from as_given(one, value)
 
 
-def read_permitted(layout: OutputLayout) -> Permitted | None:
-    """What the last run on an output permitted; None if that is not known."""
+def read_last_job(layout: OutputLayout) -> Job | None:
+    """The job of the last run on an output; None if that is not known."""
     try:
-        return Permitted.of(read_job(layout)[0])
+        return read_job(layout)[0]
     except ConfigurationError:
         return None
+
+
+def read_permitted(layout: OutputLayout) -> Permitted | None:
+    """What the last run on an output permitted; None if that is not known."""
+    job = read_last_job(layout)
+    return None if job is None else Permitted.of(job)
 
 
 def remember(layout: OutputLayout, permitted: Permitted) -> None:
@@ -130,24 +144,29 @@ def remember(layout: OutputLayout, permitted: Permitted) -> None:
         replace_settings(layout, settings_of(new_job, new_job.image or ImageSpec()))
 
 
-def find_permitted_since(
-    before: Permitted | None, now: Permitted, ended_before: Mapping[str, int]
-) -> PermittedSince | None:
-    """The images that had failed for lack of what is permitted now, and was not in the run before; None without any.
+def find_permitted_since(before: Job | None, now: Job, ended_before: Mapping[str, int]) -> PermittedSince | None:
+    """The images that had failed for lack of what a job has, and that of the run before had not; None without any.
 
     Args:
-        before: What the run before permitted; None if there was none, or that is not known.
-        now: What is permitted now.
+        before: The job of the run before; None if there was none, or it is not known.
+        now: The job, with its permissions and its way to the web: proxies and name servers.
         ended_before: The number of images that ended before this run, by outcome.
     """
-    more = () if before is None else now.beyond(before)
+    if before is None:
+        return None
     given: list[str] = []
     images: dict[FailureKind, int] = {}
-    for one, value in more:
+    for one, value in Permitted.of(now).beyond(Permitted.of(before)):
         kind = Permission(one.name.replace("_", "-")).failure_kind
         if count := ended_before.get(kind, 0):
             images[kind] = count
             given += _as_given(one, value)
+    for one in _WAYS:
+        value = getattr(now.fetch, one.field)
+        counts = {kind: count for kind in sorted(KINDS_ON_THE_WAY[one.field]) if (count := ended_before.get(kind, 0))}
+        if value and value != getattr(before.fetch, one.field) and counts:
+            images |= counts
+            given += as_given(one, value)
     return PermittedSince(tuple(given), images) if images else None
 
 

@@ -104,6 +104,11 @@ class Pipeline:
         return self._fetcher.first_outcomes.failed_alike
 
     @property
+    def networks(self) -> tuple[str, ...]:
+        """The networks that would have to be allowed for images of this run that were refused."""
+        return self._fetcher.first_outcomes.networks
+
+    @property
     def not_requested(self) -> int:
         """Number of images in this run that were not requested because their document was lost."""
         return self._fetcher.outcomes[FailureKind.NOT_REQUESTED]

@@ -23,6 +23,7 @@ from datafetch.errors import ConfigurationError
 from datafetch.model.location import without_secrets
 from datafetch.model.options import Effect
 from datafetch.store.job_file import Identity, JobFile, read_foreign_job_file
+from datafetch.store.layout import OutputLayout, output_of
 from datafetch.transcode import ImageSpec
 
 _log = logging.getLogger(__name__)
@@ -111,12 +112,13 @@ def read_repeated_job(path: Path, dataset: str | None = None) -> RepeatedJob:
     """Read the job in a file, which may be anybody's.
 
     Args:
-        path: The file.
+        path: The file; or an output or its state folder, which has it.
         dataset: The dataset that it has to be of; None takes any.
 
     Raises:
         ConfigurationError: There is no such file, it is not a job of this version, or one of another dataset.
     """
+    path = OutputLayout(output_of(path)).job if path.is_dir() else path
     file = read_foreign_job_file(path)
     try:
         job = job_in(file)

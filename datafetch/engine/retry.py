@@ -22,7 +22,7 @@ from datafetch.engine.completeness import refuse_missing_files, unpublished_shar
 from datafetch.engine.feed import Feed
 from datafetch.engine.job import Job, dataset_of, read_job, shrinks_otherwise
 from datafetch.engine.ownership import locked_output
-from datafetch.engine.permissions import Permitted, remember
+from datafetch.engine.permissions import Permitted, as_options, remember
 from datafetch.engine.retry_source import FailedSamples
 from datafetch.engine.retry_state import begin_retry, end_retry, read_retry_state
 from datafetch.engine.session import CHILD_PROCESSES, Backends, Session
@@ -31,6 +31,7 @@ from datafetch.model.location import at_mirror
 from datafetch.model.observers import Observer
 from datafetch.model.report import FetchedShards, Report
 from datafetch.model.statistics import Statistics
+from datafetch.model.wording import command_that_made
 from datafetch.monitor.at_work import refuse_at_work
 from datafetch.output.merge import Output
 from datafetch.output.retry_filter import RetryFilter
@@ -62,6 +63,7 @@ async def retry_failed(
     interrupted = await asyncio.to_thread(read_retry_state, OutputLayout(folder))
     if interrupted is not None:
         job = interrupted.apply_to(job)
+    permitted_before = Permitted.of(job)
     job = replace((change or _unchanged)(job), out=str(out if Path(out).name == folder.name else folder))
     dataset = await run_in_thread(dataset_of, job)
     dataset.refuse_retry()
@@ -82,8 +84,9 @@ async def retry_failed(
         begun = await run_in_thread(begin_retry, layout, retry_filter or RetryFilter(), shards, permitted)
         # Before anything is fetched: the next retry must permit this too, even if this one is interrupted.
         await run_in_thread(remember, layout, permitted)
-        if permitted.options():
-            _log.info("permitted, and remembered for later retries: %s", " ".join(permitted.options()))
+        given = permitted.beyond(permitted_before)
+        if given:
+            _log.info("permitted, and remembered for later retries: %s", " ".join(as_options(given)))
         retry_layout = layout.for_retry(begun.number, begun.token)
         output = Output(
             dataset,
@@ -124,7 +127,10 @@ def _prepare_retry(layout: OutputLayout, identity: Identity, list_name: str | No
     refuse_missing_files(layout)
     is_complete = layout.report.exists() or layout.retry.exists()
     if not is_complete or unpublished_shards(layout, list(identity["shards"]), identity.get("limit")):
-        raise ConfigurationError(f"{layout.out} is not complete; run the command that started it again, and then retry")
+        raise ConfigurationError(
+            f"{layout.out} is not complete; run the command that started it again, and then retry; "
+            f"{command_that_made(layout.out)}"
+        )
 
 
 def _unchanged(job: Job) -> Job:

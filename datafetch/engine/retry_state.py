@@ -8,7 +8,6 @@ that completing it needs no options.
 from __future__ import annotations
 
 import secrets
-import shlex
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -22,6 +21,7 @@ from datafetch.engine.permissions import Permitted
 from datafetch.errors import ConfigurationError
 from datafetch.model.bounds import Count, PathText, PlainName
 from datafetch.model.outcome import FailureKind
+from datafetch.model.wording import command_for
 from datafetch.output.retry_filter import Retry, RetryFilter
 from datafetch.store.atomic import write_atomically
 from datafetch.store.layout import OutputLayout
@@ -83,7 +83,7 @@ def begin_retry(layout: OutputLayout, retry_filter: RetryFilter, shards: Sequenc
             others = [*(["temporary ones"] if interrupted.kinds is None else interrupted.kinds), *interrupted.also]
             raise ConfigurationError(
                 f"a retry of other failures ({', '.join(others)}) was interrupted; "
-                f"complete it first with 'datafetch retry {shlex.quote(str(layout.out))}'"
+                f"complete it first: {command_for('retry', layout.out)}"
             )
         retry = Retry(interrupted.number, interrupted.retry_filter, interrupted.token)
         earlier = Path(interrupted.scratch) if interrupted.scratch else None

@@ -26,7 +26,7 @@ from datafetch.engine.earlier_images import open_earlier_images
 from datafetch.engine.feed import Feed
 from datafetch.engine.job import Job
 from datafetch.engine.ownership import locked_output, locked_shards
-from datafetch.engine.permissions import Permitted, find_permitted_since, read_permitted
+from datafetch.engine.permissions import Permitted, find_permitted_since, read_last_job
 from datafetch.engine.repair import begin_repair, end_repair
 from datafetch.engine.repeated_job import RepeatedJob
 from datafetch.engine.retry import Change, retry_failed
@@ -95,7 +95,7 @@ async def fetch_dataset(
             await asyncio.to_thread(refuse_at_work, layout, no_lock=True)
         if job.fresh or job.reuse:
             await _try_to_start(bound)
-        before = None if job.fresh else await asyncio.to_thread(read_permitted, layout)
+        before = None if job.fresh else await asyncio.to_thread(read_last_job, layout)
         prepare = partial(bound.claim_output, shards, is_whole=True)
         async with locked_output(layout, prepare, fresh=job.fresh, is_alone=job.no_lock):
             _log_no_longer_permitted(before, job)
@@ -112,7 +112,7 @@ async def fetch_dataset(
                 session.fetched(feed, bound.spec, backends, bound.archives, earlier, rate=bound.rate) as fetched,
             ):
                 report = await _complete_run(bound, session, fetched)
-                since = find_permitted_since(before, Permitted.of(job), fetched.ended_before)
+                since = find_permitted_since(before, job, fetched.ended_before)
                 return report if repair is not None else replace(report, permitted_since=since)
 
 
@@ -161,7 +161,7 @@ async def fetch_dataset_shards(
             return FetchedShards(ShardCounts())
         if job.no_lock:
             await asyncio.to_thread(refuse_at_work, layout, no_lock=True)
-        before = await asyncio.to_thread(read_permitted, layout)
+        before = await asyncio.to_thread(read_last_job, layout)
         async with locked_shards(layout, names, partial(_prepare_for_shards, bound, names), is_alone=job.no_lock):
             _log_no_longer_permitted(before, job)
             session = Session(job, bound.output, names, observers, layout.shard_progress(names[0]))
@@ -202,7 +202,7 @@ async def finish_dataset(job: Job, observers: Iterable[Observer[Statistics]] = (
             raise _not_published(bound, shards)  # before anything is created
         if job.no_lock:
             await asyncio.to_thread(refuse_at_work, layout, no_lock=True)
-        before = await asyncio.to_thread(read_permitted, layout)
+        before = await asyncio.to_thread(read_last_job, layout)
         async with locked_output(layout, partial(_prepare_to_finish, bound), is_alone=job.no_lock):
             _log_no_longer_permitted(before, job)
             session = Session(job, bound.output, shards, observers)
@@ -349,10 +349,13 @@ def _not_published(bound: BoundJob, missing: list[str]) -> ConfigurationError:
     )
 
 
-def _log_no_longer_permitted(before: Permitted | None, job: Job) -> None:
-    revoked = () if before is None else before.without(Permitted.of(job))
+def _log_no_longer_permitted(before: Job | None, job: Job) -> None:
+    revoked = () if before is None else Permitted.of(before).without(Permitted.of(job))
     if revoked:
-        _log.info("no longer permitted, also for retries, unless given again: %s", " ".join(revoked))
+        _log.info(
+            "given to an earlier run and not to this one, so no longer permitted, also for retries: %s",
+            " ".join(revoked),
+        )
 
 
 async def _try_to_start(bound: BoundJob) -> None:

@@ -40,7 +40,7 @@ from datafetch.model.kinds import Loader
 from datafetch.model.ledger_line import ShardCounts
 from datafetch.model.observers import Observer, observed_by
 from datafetch.model.outcome import OK, Failure, Fetched, Outcome
-from datafetch.model.report import FetchedShards, Report
+from datafetch.model.report import FailureCounts, FetchedShards, Report
 from datafetch.model.statistics import ReshardProgress, Statistics
 from datafetch.model.wording import lasting
 from datafetch.monitor.heartbeat import write_heartbeats
@@ -53,7 +53,7 @@ from datafetch.output.reshard.plan import Plan
 from datafetch.output.reshard.record import read_reshard_record
 from datafetch.output.training_list import write_trainers_list
 from datafetch.process.threads import run_in_thread
-from datafetch.store.ledger_reader import count_lost_documents
+from datafetch.store.ledger_reader import count_failures, count_lost_documents
 from datafetch.store.shard_summary import read_shard_counts
 from datafetch.transcode import Encoding, ImageSpec, Transcoder
 
@@ -291,6 +291,7 @@ class Session:
             elapsed_s=time.monotonic() - self._started_s,
             failed_alike=pipeline.failed_alike,
             ended_before=feed.ended_before,
+            networks=pipeline.networks,
         )
 
     def _statistics_of(self, totals: ShardCounts) -> Statistics:
@@ -347,6 +348,10 @@ class Session:
                 self._job, totals.outcomes, [layout.ledger(shard) for shard, part in counts.items() if part.failed]
             ),
             failed_alike=fetched.failed_alike,
+            networks=fetched.networks,
+            failures=FailureCounts.sum(
+                count_failures(layout.ledger(shard)) for shard, part in counts.items() if part.failed
+            ),
         )
 
     async def _reshard(self) -> None:

@@ -120,7 +120,8 @@ class WebDownloader:
         """Download a file that its server gives only as a whole."""
         shown = without_secrets(file.url)
         _log.info("downloading %s, in one piece, for its server serves no parts of it", shown)
-        patient = replace(self._policy, timeout_s=max(self._policy.timeout_s, _MAX_WHOLE_S))
+        policy = self._policy
+        patient = replace(policy, timeout_s=max(policy.timeout_s, _MAX_WHOLE_S), stall_timeout_s=policy.silence_s)
         async with Fetcher(patient) as fetch:
             body = await fetch(file.url)
         if isinstance(body, Failure):

@@ -73,8 +73,8 @@ def classify(error: Exception) -> Failure:
         ) from error
     for exception, kind in _KINDS.items():
         if isinstance(error, exception):
-            network = error.network if isinstance(error, BlockedAddressError) else ""
-            return Failure(kind, _describe(error), network=network)
+            networks = error.networks if isinstance(error, BlockedAddressError) else ()
+            return Failure(kind, _describe(error), networks=networks)
     raise error
 
 

@@ -52,7 +52,7 @@ class Client:
 
     def __init__(self, policy: FetchPolicy, connections: Connections) -> None:
         self._writer = RequestWriter(policy.contact)
-        self._stall_timeout_s = policy.stall_timeout_s
+        self._stall_timeout_s = policy.silence_s
         self._range_stall_timeout_s = policy.timeout_s
         self._connections = connections
 

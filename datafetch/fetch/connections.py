@@ -261,7 +261,7 @@ class Connections:
         endpoint = connection.endpoint
         assert endpoint.proxy is not None, "a tunnel goes through a proxy"
         try:
-            connection.protocol.expect_response(self._policy.stall_timeout_s)
+            connection.protocol.expect_response(self._policy.silence_s)
             connection.transport.write(connect_request(endpoint.host, endpoint.port, endpoint.proxy))
             _require_tunnel((await connection.protocol.read_head()).status)
         except BaseException:

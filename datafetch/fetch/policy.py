@@ -24,7 +24,9 @@ _MAX_REDIRECTS = 1000
 _MAX_RETRIES = (
     60  # the ledger counts attempts in 8 bits, and a truncated image is fetched again with retries of its own
 )
+_DEFAULT_TIMEOUT_S = 30.0
 _MAX_TIMEOUT_S = 86_400.0
+_SILENCE_S = 20.0  # longer is hardly ever followed by an image, and keeps connections from other hosts
 _NetworkOption = partial(Option, group=OptionGroup.NETWORK, effect=Effect.NONE)
 _Permission = partial(Option, group=OptionGroup.NETWORK, effect=Effect.PERMITS)
 
@@ -45,7 +47,8 @@ class FetchPolicy:
         per_host: Number of requests in flight at once to one host (name and port).
         timeout_s: Seconds for one attempt, from connecting to the last byte. Time spent in queues does not count.
         connect_timeout_s: How much of it connecting may take, TLS included.
-        stall_timeout_s: How much of it may pass without a byte.
+        stall_timeout_s: How much of it may pass without a byte; None allows 20 seconds, or all of it if it is longer
+            than by default (``silence_s``).
         retries: Number of further attempts after a failure that may pass.
         backoff_s: Mean pause before the first retry. It doubles from one retry to the next, with jitter.
         max_body_bytes: Larger bodies are refused, before and after decompression.
@@ -65,11 +68,16 @@ class FetchPolicy:
     )
     per_host: int = option(8, _NetworkOption(help="Maximum number of open requests to one host.", metavar="N"))
     timeout_s: float = option(
-        30.0,
-        _NetworkOption(name="timeout", help="Seconds for one attempt, from sending to the last byte.", metavar="S"),
+        _DEFAULT_TIMEOUT_S,
+        _NetworkOption(
+            name="timeout",
+            help="Seconds for one attempt, from sending to the last byte. A server may be silent for "
+            f"{_SILENCE_S:g} of them, or for all if they are more than {_DEFAULT_TIMEOUT_S:g}.",
+            metavar="S",
+        ),
     )
     connect_timeout_s: float = 10.0
-    stall_timeout_s: float = 20.0
+    stall_timeout_s: float | None = None
     retries: int = option(
         2, _NetworkOption(help="Further attempts after a failure that may be temporary.", metavar="N")
     )
@@ -120,7 +128,7 @@ class FetchPolicy:
         require_in_range(self, "max_redirects", 0, _MAX_REDIRECTS)
         if not 0 < self.timeout_s <= _MAX_TIMEOUT_S:
             raise invalid(self, f"{{timeout_s}} must be above 0 seconds and at most a day, not {self.timeout_s}")
-        if not (self.connect_timeout_s > 0 and self.stall_timeout_s > 0 and self.backoff_s >= 0):
+        if not (self.connect_timeout_s > 0 and self.silence_s > 0 and self.backoff_s >= 0):
             raise invalid(self, "connect_timeout_s and stall_timeout_s must be above 0, backoff_s not below it")
         if not self.contact.isprintable():
             raise invalid(self, "{contact} must be one line of printable text")
@@ -132,6 +140,16 @@ class FetchPolicy:
                     "not {shown}"
                 )
                 raise invalid(self, template, shown=repr(nameserver))
+
+    @property
+    def silence_s(self) -> float:
+        """How many seconds of an attempt may pass without a byte.
+
+        A timeout that is longer than by default is given for servers that take long to answer.
+        """
+        if self.stall_timeout_s is not None:
+            return self.stall_timeout_s
+        return self.timeout_s if self.timeout_s > _DEFAULT_TIMEOUT_S else _SILENCE_S
 
     def networks(self) -> tuple[IPv4Network | IPv6Network, ...]:
         """``allow_net`` as networks.

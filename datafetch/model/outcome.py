@@ -130,7 +130,7 @@ class Failure:
         sha256: Hex digest of the body, if one arrived completely.
         permitted: The permissions that were used before the image failed.
         source: Where its bytes were looked for.
-        network: Of a refused address, the network that ``--allow-net`` would have to name; not kept in the ledger.
+        networks: Of refused addresses, the networks that ``--allow-net`` would have to name; not kept in the ledger.
     """
 
     kind: FailureKind
@@ -142,11 +142,16 @@ class Failure:
     sha256: str = ""
     permitted: Permissions = ()
     source: Source = Source.WEB
-    network: str = ""
+    networks: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
         where = f", {short_repr(self.final_url)}" if self.final_url else ""
         return f"Failure({self.kind}, {short_repr(self.detail)}{where})"
+
+    @property
+    def reason(self) -> str:
+        """The kind, or which HTTP status it was: ``timeout``, ``HTTP 404``."""
+        return f"HTTP {self.status}" if self.kind is FailureKind.HTTP_STATUS and self.status else self.kind.value
 
     @property
     def may_pass(self) -> bool:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from datafetch.model.advice import FailedAlike
@@ -28,8 +29,33 @@ class ReshardedEpoch:
 
 
 @dataclass(frozen=True, slots=True)
+class FailureCounts:
+    """The failed images of an output, counted by reason (``Failure.reason``).
+
+    Attributes:
+        failed: All of them.
+        retriable: Those that a retry without options requests again; of documents a lower bound.
+    """
+
+    failed: Mapping[str, int] = field(default_factory=dict)
+    retriable: Mapping[str, int] = field(default_factory=dict)
+
+    @classmethod
+    def sum(cls, parts: Iterable[FailureCounts]) -> FailureCounts:
+        """Add up the counts of several shards."""
+        failed: Counter[str] = Counter()
+        retriable: Counter[str] = Counter()
+        for part in parts:
+            failed.update(part.failed)
+            retriable.update(part.retriable)
+        return cls(failed, retriable)
+
+
+@dataclass(frozen=True, slots=True)
 class PermittedSince:
-    """What a run permits that the run before it did not, and the images that had failed for lack of it by then.
+    """What a run has that the run before it had not, and the images that had failed for lack of it by then.
+
+    That is a permission, or another way to the web: a proxy, or other name servers.
 
     Attributes:
         options: The options, as they are given to a command.
@@ -60,6 +86,7 @@ class FetchedShards:
         elapsed_s: Wall-clock time.
         failed_alike: How all images that were requested have failed; None unless all did, and alike.
         ended_before: The number of images that had ended before this call, by outcome.
+        networks: The networks that would have to be allowed for images that this call was refused.
     """
 
     totals: ShardCounts
@@ -77,6 +104,7 @@ class FetchedShards:
     failed_alike: FailedAlike | None = None
     peak_open_requests: int = 0
     ended_before: Mapping[str, int] = field(default_factory=dict)
+    networks: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,8 +131,10 @@ class Report:
         has_open_retry: Whether a retry of the output was interrupted and is not complete.
         failed_alike: How all images that this run requested have failed; None unless all did, and alike.
         peak_open_requests: The largest number of requests that were open at once in this run.
-        permitted_since: Images that a retry may fetch, as this run permits more than the one before; None if there are
-            none.
+        permitted_since: Images that a retry may fetch, as this run permits more than the one before, or reaches the web
+            in another way; None if there are none.
+        networks: The networks that would have to be allowed for images that were refused in this run.
+        failures: The failed images by reason, and those that a retry requests again.
     """
 
     dataset: str
@@ -127,6 +157,8 @@ class Report:
     failed_alike: FailedAlike | None = None
     peak_open_requests: int = 0
     permitted_since: PermittedSince | None = None
+    networks: tuple[str, ...] = ()
+    failures: FailureCounts = field(default_factory=FailureCounts)
 
     @property
     def images_per_s(self) -> float:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+
 _UNITS = ("bytes", "kB", "MB", "GB", "TB", "PB")
 _MAX_S = 1e9  # thirty years; a time that is left may be any number of them when the pace is close to zero
 _MINUTE_S, _HOUR_S, _DAY_S = 60, 3600, 86_400
@@ -12,6 +14,19 @@ _PAIRS = (
 )
 _TENTHS_BELOW_S = 9.95
 _TENTHS_BELOW = 99.95  # larger numbers are shown whole: 9.5 MB, 99.9 MB, 100 MB
+
+
+def command_for(command: str, out: object, *options: str) -> str:
+    """A command for an output, as the shell takes it.
+
+    It ends a message, without marks around it that could be taken for those of the shell.
+    """
+    return " ".join(("datafetch", command, shlex.quote(str(out)), *options))
+
+
+def command_that_made(out: object) -> str:
+    """How the command that made an output is found; it ends a message."""
+    return f"to see that command: {command_for('status', out, '--command')}"
 
 
 def counted(count: int, thing: str) -> str:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from datafetch.errors import ConfigurationError, raise_if_exhausted
+from datafetch.output.formats import ROWS_SUFFIX
 from datafetch.store.layout import SUFFIX, OutputLayout, output_of
 
 _MAX_DEPTH = 6  # a project's folder is four levels above an output
@@ -41,14 +42,25 @@ def find_outputs(folder: Path) -> OutputsBelow:
     return OutputsBelow(outputs, search.is_complete)
 
 
-def name_outputs(folder: Path) -> str:
+def outputs_instead_of(path: Path) -> OutputsBelow:
+    """The outputs below a folder that is neither one itself nor has shards of its own; none for all other paths.
+
+    Their paths begin as the folder's does.
+    """
+    if is_output(path) or not path.is_dir() or any(entry.name.endswith(ROWS_SUFFIX) for entry in _entries(path)):
+        return OutputsBelow((), is_complete=True)
+    found = find_outputs(path)
+    return OutputsBelow(tuple(path / out.relative_to(path.absolute()) for out in found.outputs), found.is_complete)
+
+
+def _name_outputs(folder: Path) -> str:
     """What to add to the message that a folder is no output: the outputs below it; empty if there are none."""
     found = find_outputs(folder)
     if not found.outputs:
         return ""
     if len(found.outputs) == 1:
-        return f"; below it is the output {found.outputs[0]}: name that one"
-    names = ", ".join(map(str, found.outputs[:_NAMED]))
+        return f"; below it is the output {found.outputs[0].relative_to(folder)}: name that one"
+    names = ", ".join(str(out.relative_to(folder)) for out in found.outputs[:_NAMED])
     others = len(found.outputs) - _NAMED
     more = f" and {others} more" if others > 0 else ""
     return f"; below it are the outputs {names}{more}: name one of them"
@@ -65,7 +77,7 @@ def no_output(layout: OutputLayout) -> ConfigurationError:
             f"{layout.out} is being set aside for a run with --reuse; wait for that run, or if it was stopped, run the "
             "same command again to resume (nothing fetched so far is lost)"
         )
-    hint = name_outputs(layout.out) or "; give the folder that a run writes to"
+    hint = _name_outputs(layout.out) or "; give the folder that a run writes to"
     return ConfigurationError(f"there is no run in {layout.out}: {layout.job} is missing{hint}")
 
 
@@ -80,18 +92,6 @@ def is_output(path: Path) -> bool:
 def _has_run(layout: OutputLayout) -> bool:
     """Whether a run has an output, or is about to take one."""
     return layout.job.exists() or layout.previous.is_dir()
-
-
-def refuse_folder_of_outputs(path: Path) -> None:
-    """Check that a folder is not one that only has outputs below it.
-
-    Raises:
-        ConfigurationError: It is; the message names them.
-    """
-    if is_output(path) or not path.is_dir() or any(entry.is_file() for entry in _entries(path)):
-        return
-    if name_outputs(path):
-        raise no_output(OutputLayout(path.absolute()))
 
 
 class _Search:

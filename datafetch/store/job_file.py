@@ -100,11 +100,14 @@ def read_foreign_job_file(path: Path) -> JobFile:
         ConfigurationError: There is no such file, it is not a job of this version, or is larger than any job.
     """
     damaged = ConfigurationError(
-        f"{path} is not a job of this version of datafetch; --job takes the job.json in the state folder of an output"
+        f"{path} is not a job of this version of datafetch; --job takes an output, or the job.json in the state folder "
+        "of one"
     )
     fields = read_state_file(path, dict[str, Any], damaged, max_bytes=MAX_FOREIGN_BYTES)
     if fields is None:
-        raise ConfigurationError(f"there is no {path}; --job takes the job.json in the state folder of an output")
+        raise ConfigurationError(
+            f"there is no {path}; --job takes an output, or the job.json in the state folder of one"
+        )
     return _check(fields, damaged)
 
 

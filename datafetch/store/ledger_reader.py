@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from itertools import groupby
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -16,6 +18,7 @@ from datafetch.errors import raise_if_exhausted
 from datafetch.model.ledger_line import LEGACY_SKIPPED_PREFIX, LedgerLine
 from datafetch.model.lost_documents import LostDocumentCounter, LostDocuments
 from datafetch.model.outcome import NOT_REQUESTED, OK, Failure, FailureKind, Permission
+from datafetch.model.report import FailureCounts
 from datafetch.store.ledger_format import LATER_COLUMNS, LINE_COLUMNS, SCHEMA, not_a_ledger, open_ledger, read_footer
 from datafetch.store.shard_summary import read_shard_summary
 
@@ -63,6 +66,31 @@ def read_failures(path: Path) -> set[Failure]:
     return failures | {NOT_REQUESTED} if not_requested - with_others else failures
 
 
+def count_failures(path: Path) -> FailureCounts:
+    """Count the failed images of a published shard by reason, and those that a retry without options requests again.
+
+    Those are the temporary ones, and what was not requested along with them, of samples that have a row or no other
+    failure. Of documents that need only some of their images, others may be requested, too.
+    """
+    summary = read_shard_summary(path)
+    columns = ["sample", "outcome", "status", "sha256"]
+    with open_ledger(path) as file:
+        batches = [batch.filter(pc.not_equal(batch["outcome"], OK)) for batch in _batches(file, columns)]
+    table = pa.Table.from_batches(batches, pa.schema([SCHEMA.field(name) for name in columns])).combine_chunks()
+    distinct = pc.unique(_failure_keys(table))
+    numbers = pc.index_in(_failure_keys(table), value_set=distinct).to_numpy()
+    failures = [_failure_of(key.as_py()) for key in distinct]
+    samples = table["sample"].to_numpy()
+    may_pass = np.array([failure.may_pass for failure in failures], np.bool_)[numbers]
+    skipped = np.array([failure.kind is FailureKind.NOT_REQUESTED for failure in failures], np.bool_)[numbers]
+    has_row = np.asarray(summary.has_row, np.bool_)
+    has_temporary, has_final = np.zeros_like(has_row), np.zeros_like(has_row)
+    has_temporary[samples[may_pass]] = True
+    has_final[samples[~may_pass & ~skipped]] = True
+    is_retried = (has_temporary & (has_row | ~has_final))[samples] & (may_pass | skipped)
+    return FailureCounts(_by_reason(failures, numbers), _by_reason(failures, numbers[is_retried]))
+
+
 def count_unpermitted(path: Path, kind: FailureKind, permission: Permission) -> int:
     """The number of images that were requested and failed with a kind although a permission was not used."""
     count = 0
@@ -81,6 +109,25 @@ def count_lost_documents(path: Path) -> LostDocuments:
         if not has_row[lines[0].sample]:
             counter.add([line.outcome for line in lines])
     return counter.result()
+
+
+def _failure_keys(table: pa.Table) -> Any:
+    """What decides whether each failure may pass, as a text: kind, status and whether there is a hash of a body."""
+    status = pc.fill_null(pc.cast(table["status"], pa.string()), "")
+    has_body = pc.if_else(pc.equal(table["sha256"], ""), "", _SOME_HASH)
+    return pc.binary_join_element_wise(table["outcome"], status, has_body, " ")
+
+
+def _failure_of(key: str) -> Failure:
+    kind, status, sha256 = key.split(" ")
+    return Failure(FailureKind(kind), status=int(status) if status else None, sha256=sha256)
+
+
+def _by_reason(failures: Sequence[Failure], numbers: Any) -> Counter[str]:
+    counts: Counter[str] = Counter()
+    for failure, count in zip(failures, np.bincount(numbers, minlength=len(failures)).tolist(), strict=True):
+        counts[failure.reason] += count
+    return +counts
 
 
 def without_skipped(batch: pa.RecordBatch) -> pa.RecordBatch:

@@ -22,6 +22,7 @@ from datafetch.model.kinds import Loader
 from datafetch.model.observers import Observer, observed_by
 from datafetch.model.options import Option, OptionGroup, option
 from datafetch.model.untrusted import short_repr
+from datafetch.model.wording import command_that_made
 from datafetch.output.formats import ROWS_SUFFIX, ImageFilesFormat, PickleFormat
 from datafetch.output.reshard.ranks import BATCH, GROUP, WORLD_SIZE
 from datafetch.output.training_list import kept_copy
@@ -197,7 +198,10 @@ def _quick_remarks(subject: Subject, findings: Findings) -> Iterator[str]:
     if not isinstance(subject, RecordedFiles):
         return
     if findings.problems and subject.has_job:
-        yield "the command that made the output makes again what is missing; delete what has other bytes first"
+        yield (
+            "the command that made the output makes again what is missing; delete what has other bytes first; "
+            f"{command_that_made(subject.out)}"
+        )
     if subject.without_checksum:
         count = subject.without_checksum
         files = "1 file has" if count == 1 else f"{count:,} files have"

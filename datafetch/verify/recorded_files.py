@@ -15,6 +15,7 @@ from datafetch.errors import ConfigurationError, raise_if_exhausted
 from datafetch.model.checksum import crc32
 from datafetch.model.dataset import Dataset
 from datafetch.model.kinds import Loader
+from datafetch.model.wording import command_that_made
 from datafetch.output.formats import COUNT_SUFFIX, ROWS_SUFFIX, PickleFormat, PublishedFile, format_of
 from datafetch.output.reshard.record import ReshardRecord, read_reshard_record
 from datafetch.output.training_list import recorded_sha256, sha256_of, trainers_list
@@ -39,6 +40,7 @@ class RecordedFiles:
         loader: The loader that the caller names; None takes that of the dataset, or determines it from the first row.
 
     Attributes:
+        out: The output.
         row_counts: The number of rows of each pickle shard, in the order of the names, as recorded.
         has_job: Whether a run made the output, so that it can make it again.
         without_checksum: How many files had nothing but a size recorded, or not even that.
@@ -49,6 +51,7 @@ class RecordedFiles:
 
     def __init__(self, layout: OutputLayout, dataset: Dataset | None, loader: Loader | None) -> None:
         self.without_checksum = 0
+        self.out = layout.out
         self._layout = layout if dataset is None else replace(layout, output_format=dataset.output_format)
         self._list_name = None if dataset is None else dataset.list_name
         self._record: ReshardRecord | None = read_reshard_record(layout)
@@ -99,7 +102,10 @@ class RecordedFiles:
             if isinstance(file, Problem) or file.path.suffix != ROWS_SUFFIX or file.path.exists():
                 continue
             if not file.path.with_suffix(COUNT_SUFFIX).exists():
-                message = f"is missing, and its {COUNT_SUFFIX}; the command that made the output makes it again"
+                message = (
+                    f"is missing, and its {COUNT_SUFFIX}; the command that made the output makes it again; "
+                    f"{command_that_made(self._layout.out)}"
+                )
                 yield Problem(Location(file.path.name), message)
 
     @property

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datafetch.model.kinds import Loader
 from datafetch.model.wording import counted
 from datafetch.output.reshard.ranks import Epoch, Ranks, epoch
-from datafetch.verify.intended_ranks import IntendedRanks
+from datafetch.verify.intended_ranks import IntendedRanks, RanksSource
 
 _MAX_SHOWN_PROBLEMS = 100
 _NOTABLE_LOSS = 0.01  # the share of unused samples from which on a reshard is suggested
@@ -73,12 +73,25 @@ class EpochUsage:
             return "there were enough when they were made; the command that made them makes the missing ones again"
         ranks, rows = self.ranks, self.epoch.samples
         if rows < ranks.min_rows:
-            return f"{rows:,} rows are too few for {ranks.world_size:,} ranks, which take at least {ranks.min_rows:,}"
-        return f"'datafetch reshard' makes shards that fit --world-size {ranks.world_size}"
+            most = rows // ranks.step
+            hint = f"; --world-size {most} is the most that they allow" if most else ""
+            if most and self.intended.source is RanksSource.JOB:
+                hint += ": run the command that made the output again with that"
+            return (
+                f"{rows:,} rows are too few for {ranks.world_size:,} ranks, which take at least "
+                f"{ranks.min_rows:,}{hint}"
+            )
+        return f"'datafetch reshard SRC DST --world-size {ranks.world_size}' makes shards that fit"
 
     def lines(self) -> Iterator[str]:
         """Yield lines that describe the usage to people."""
         ranks, used = self.ranks, self.epoch
+        if not self.intended.must_fit and self._misfit():
+            yield (
+                "made with --no-reshard, so these shards are not cut for a number of ranks; for "
+                f"{counted(ranks.world_size, 'rank')}: {self._remedy()}"
+            )
+            return
         yield (
             f"for {counted(ranks.world_size, 'rank')}, {self.intended.source.text} "
             f"(batch {ranks.batch:,}, group {ranks.group:,}): each rank reads "
@@ -86,9 +99,6 @@ class EpochUsage:
             f"{counted(self.shards, 'shard')}; "
             f"an epoch uses {used.used:,} of {used.samples:,} samples and loses {self.lost_share:.2%}"
         )
-        misfit = "" if self.intended.must_fit else self._misfit()
-        if misfit:
-            yield f"they need not fit {ranks.world_size:,} ranks, and don't: {misfit}; {self._remedy()}"
         left_over = self.shards % ranks.world_size
         if self.shards_per_rank and left_over:
             yield (
@@ -162,15 +172,21 @@ class Verdict:
         shards = "" if self.shards is None else f"{counted(self.shards, 'shard')}, "
         images = "as recorded, nothing decoded" if self.is_quick else counted(self.images, "image")
         yield f"{self.out} for loader {self.loader.value}: {shards}{counted(self.samples, 'sample')}, {images}"
-        yield from self.remarks
-        if self.epoch_usage is not None:
-            yield from self.epoch_usage.lines()
+        if self.is_quick and self.problems:  # what to do comes last, and files that are missing are read by no rank
+            yield from self._problem_lines()
+            yield from self.remarks
+        else:
+            yield from self.remarks
+            yield from () if self.epoch_usage is None else self.epoch_usage.lines()
+            yield from self._problem_lines()
+        passed = "sizes and checksums are as recorded" if self.is_quick else "all checks passed"
+        yield passed if self.is_sound else f"{_problems(self.problem_count)} found"
+
+    def _problem_lines(self) -> Iterator[str]:
         shown = self.problems[:_MAX_SHOWN_PROBLEMS]
         yield from shown
         if self.problem_count > len(shown):
             yield f"and {self.problem_count - len(shown):,} more"
-        passed = "sizes and checksums are as recorded" if self.is_quick else "all checks passed"
-        yield passed if self.is_sound else f"{_problems(self.problem_count)} found"
 
 
 def _problems(count: int) -> str:

@@ -62,13 +62,13 @@ def demo(
 
 def _images(images: int, out: Path, reporter: Reporter, *, json: bool) -> DemoResult:
     result = run_demo(images, out, observers=[partial(show_progress, reporter=reporter)])
-    show_report(result.report, as_json=json)
+    show_report(result.report, as_json=json, is_demo=True)
     return result
 
 
 def _recipe(out: Path, reporter: Reporter, *, json: bool) -> RecipeDemoResult:
     result = run_recipe_demo(out, partial(observe_built, reporter=reporter))
-    show_built(result.built, as_json=json)
+    show_built(result.built, as_json=json, is_demo=True)
     return result
 
 

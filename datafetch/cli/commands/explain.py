@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from datafetch.cli.command import as_command
+from datafetch.cli.exit_code import write_line
 from datafetch.cli.explanation_text import show_explanation
 from datafetch.cli.left_out_shards import LeftOutShards
 from datafetch.cli.options import Json
+from datafetch.cli.output_choice import choose_output
 from datafetch.monitor import explanation
 from datafetch.monitor.observed_output import observe_output
 
@@ -24,7 +27,7 @@ def explain(
     json: Json = False,
 ) -> int:
     """Show everything about one sample: whether it became a row, and what became of each of its images."""
-    output = observe_output(out)
+    output = observe_output(choose_output(out, partial(write_line, as_json=json)))
     left_out = LeftOutShards(output.layout, as_json=json)
     show_explanation(explanation.explain(output, sample, leave_out=left_out), as_json=json)
     return left_out.exit_code

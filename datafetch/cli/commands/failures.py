@@ -13,6 +13,7 @@ from datafetch.cli.exit_code import ExitCode, write_line
 from datafetch.cli.failure_list import ListForm, show_failures
 from datafetch.cli.left_out_shards import LeftOutShards
 from datafetch.cli.options import complete_kind, parse_kinds, parse_names, parse_statuses
+from datafetch.cli.output_choice import choose_output
 from datafetch.errors import ConfigurationError
 from datafetch.model.options import OptionGroup
 from datafetch.monitor.failures import FailureFilter, read_failures
@@ -65,7 +66,7 @@ def failures(
         raise ConfigurationError("give --csv or --jsonl, not both")
     form = ListForm.CSV if csv else ListForm.JSON_LINES if jsonl else ListForm.TABLE
     wanted = FailureFilter(parse_kinds(kinds), parse_names(host), parse_statuses("--status", status))
-    output = observe_output(out)
+    output = observe_output(choose_output(out))
     left_out = LeftOutShards(output.layout)
     has_any = show_failures(read_failures(output, wanted, leave_out=left_out), form)
     if not has_any and left_out.exit_code is ExitCode.COMPLETE:

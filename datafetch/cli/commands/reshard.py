@@ -32,15 +32,15 @@ def reshard(
     """Make shards of equal size, so that every rank reads the same number of samples."""
     request = given.apply(ReshardRequest(source, out))
     stop = threading.Event()
-    with (
-        open_reporter(given.apply(Reporting())) as reporter,
-        show_resharding(reporter) as report_progress,
-        active_interrupts() as interrupts,
-        interrupts.stopping_with(stop.set),
-    ):
-        made = folder.reshard(request, ProgressMonitor(report_progress, stop))
-    assert made is not None, "only a signal stops it, and that raises KeyboardInterrupt"
-    show_resharded(made, as_json=json)
+    with open_reporter(given.apply(Reporting())) as reporter:
+        with (
+            show_resharding(reporter) as report_progress,
+            active_interrupts() as interrupts,
+            interrupts.stopping_with(stop.set),
+        ):
+            made = folder.reshard(request, ProgressMonitor(report_progress, stop))
+        assert made is not None, "only a signal stops it, and that raises KeyboardInterrupt"
+        show_resharded(made, as_json=json)
     return ExitCode.COMPLETE
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -21,18 +22,23 @@ from datafetch.cli.options import (
     parameters_of,
     parse_kinds,
 )
+from datafetch.cli.output_choice import choose_output
 from datafetch.cli.progress import show_progress
 from datafetch.cli.render import show_report
 from datafetch.cli.reporter import Reporting, open_reporter
 from datafetch.engine.job import Job
+from datafetch.engine.retry_state import read_retry_state
 from datafetch.engine.runner import retry as retry_run
 from datafetch.errors import ConfigurationError
 from datafetch.fetch import FetchPolicy
+from datafetch.model.advice import KINDS_ON_THE_WAY
 from datafetch.model.options import OptionField, OptionGroup
-from datafetch.model.outcome import FailureKind
+from datafetch.model.outcome import FailureKind, may_kind_pass
 from datafetch.output.retry_filter import RetryFilter
+from datafetch.store.layout import OutputLayout, output_of
 from datafetch.transcode import ImageSpec
 
+_log = logging.getLogger(__name__)
 _OF_PREPARE = frozenset({"fresh", "reuse", "world_size"})
 
 
@@ -69,13 +75,15 @@ def retry(  # noqa: PLR0913 - one parameter an option
 
     An interrupted retry is completed first, with its own options. Options that permit what is refused by default
     (--insecure, --allow-net, --opt-out ignore, --max-body, --max-pixels, --max-sample) also retry the images that
-    failed without them, and apply to later retries too. All other options are as in the run, unless they are given.
+    failed without them, and apply to later retries too. --trust-env and --nameserver also retry dns_not_found. All
+    other options are as in the run, unless they are given.
     """
     check_min_success(min_success)
     with open_reporter(given.apply(Reporting())) as reporter:
+        out = choose_output(out, _log.info)
         report = retry_run(
             str(out),
-            _retry_filter(kinds, everything=everything, permitted=given.permitted_kinds),
+            _retry_filter(kinds, everything=everything, also=_also(out, given)),
             change=given.change,
             source=source,
             observers=[partial(show_progress, reporter=reporter)],
@@ -84,13 +92,23 @@ def retry(  # noqa: PLR0913 - one parameter an option
         return exit_code_of(report, min_success)
 
 
-def _retry_filter(kinds: Sequence[str] | None, *, everything: bool, permitted: frozenset[FailureKind]) -> RetryFilter:
+def _also(out: Path, given: GivenOptions) -> frozenset[FailureKind]:
+    """The kinds that what was given may help against.
+
+    A retry that was interrupted, perhaps for lack of a proxy, is completed through that as it was begun.
+    """
+    if read_retry_state(OutputLayout(output_of(out))) is not None:
+        return given.permitted_kinds
+    return given.permitted_kinds | given.kinds_on_the_way
+
+
+def _retry_filter(kinds: Sequence[str] | None, *, everything: bool, also: frozenset[FailureKind]) -> RetryFilter:
     if everything and kinds:
         raise ConfigurationError("give --kinds or --all, not both")
     if everything:
         return RetryFilter.all()
     if not kinds:
-        return RetryFilter(also=permitted)
+        return RetryFilter(also=also)
     return RetryFilter(parse_kinds(kinds))
 
 
@@ -100,7 +118,9 @@ def _is_taken(one: OptionField) -> bool:
 
 def _also_retried(one: OptionField) -> str:
     permission = PERMISSIONS.get(one.name)
-    return "" if permission is None else f"Also retries {permission.failure_kind}, unless --kinds is given."
+    kinds = [] if permission is None else [permission.failure_kind]
+    kinds += [kind for kind in KINDS_ON_THE_WAY.get(one.field, ()) if not may_kind_pass(kind)]
+    return f"Also retries {', '.join(kinds)}, unless --kinds is given." if kinds else ""
 
 
 _OPTIONS = [

@@ -12,6 +12,7 @@ from datafetch.cli.command_line import command_line_of
 from datafetch.cli.exit_code import ExitCode, write_line
 from datafetch.cli.left_out_shards import LeftOutShards
 from datafetch.cli.options import Json
+from datafetch.cli.output_choice import choose_output
 from datafetch.cli.output_list import show_outputs
 from datafetch.cli.render import show_status, write_pieces
 from datafetch.engine.job import read_job
@@ -55,7 +56,7 @@ def _show_command(out: Path, *, as_json: bool) -> ExitCode:
     """Print the command line of a run, and on standard error what it can't say."""
     if as_json:
         raise ConfigurationError("give --command or --json, not both")
-    layout = OutputLayout(output_of(out))
+    layout = OutputLayout(output_of(choose_output(out)))
     job, _ = read_job(layout)
     made = command_line_of(job, layout.out)
     write_pieces([to_printable(made.text), "\n"])

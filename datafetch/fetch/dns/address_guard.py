@@ -29,6 +29,7 @@ _NOT_PUBLIC = (  # some versions of Python report these as global
     IPv4Network("192.88.99.0/24"),  # RFC 7526: 6to4 relays
 )
 _CACHED_ADDRESSES = 16_384
+_MAX_NAMED_ADDRESSES = 3
 _LOOPBACK = IPv4Network("127.0.0.0/8")
 
 
@@ -39,19 +40,22 @@ def is_address(host: str) -> bool:
 
 
 class BlockedAddressError(OSError):
-    """The address is not public, and the operator has not allowed it.
+    """No address of a host is public, and the operator has not allowed any.
 
     Args:
-        address: The address, or a name of this machine itself, which no option allows to ask a proxy for.
+        addresses: The addresses, or a name of this machine itself, which no option allows to ask a proxy for.
 
     Attributes:
-        network: The network that ``--allow-net`` would have to name; empty for a name.
+        networks: The networks that ``--allow-net`` would have to name for all of them, at most a few; none for a name.
     """
 
-    def __init__(self, address: str) -> None:
-        self.network = _network_to_allow(address)
-        hint = f"; --allow-net {self.network} would allow it" if self.network else ""
-        super().__init__(f"{address} is not a public address{hint}")
+    def __init__(self, *addresses: str) -> None:
+        shown = addresses[:_MAX_NAMED_ADDRESSES]
+        self.networks = tuple(dict.fromkeys(filter(None, map(_network_to_allow, shown))))
+        what = "is not a public address" if len(shown) == 1 else "are not public addresses"
+        options = " ".join(f"--allow-net {network}" for network in self.networks)
+        hint = f"; {options} would allow {'it' if len(shown) == 1 else 'them'}" if options else ""
+        super().__init__(f"{', '.join(shown)} {what}{hint}")
 
 
 def _network_to_allow(address: str) -> str:

@@ -263,7 +263,7 @@ class Resolver:
         fresh_until_s = self._now_s() + min(max(answer.ttl_s, _MIN_TTL_S), _MAX_TTL_S)
         if not addresses:
             self._blocked += 1
-            return _CacheEntry((), partial(BlockedAddressError, answer.addresses[0]), fresh_until_s, fresh_until_s)
+            return _CacheEntry((), partial(BlockedAddressError, *answer.addresses), fresh_until_s, fresh_until_s)
         self._found += 1
         return _CacheEntry(addresses, None, fresh_until_s, fresh_until_s + _MAX_STALE_S)
 

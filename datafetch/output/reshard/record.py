@@ -18,6 +18,7 @@ from datafetch.errors import ConfigurationError, ManifestError, ResourceError, r
 from datafetch.model.bounds import Count, Crc32, PlainName
 from datafetch.model.checksum import crc32
 from datafetch.model.report import ReshardedEpoch
+from datafetch.model.wording import command_that_made
 from datafetch.output.formats import COUNT_SUFFIX, ROWS_SUFFIX, PublishedFile, read_count
 from datafetch.output.formats.output_format import size_bytes
 from datafetch.output.reshard.plan import Plan
@@ -168,7 +169,7 @@ class ReshardRecord:
             raise ConfigurationError(
                 f"{layout.out / name}{ROWS_SUFFIX} or its {COUNT_SUFFIX} is missing, or has changed since it was made; "
                 "put them back, or run the command that started the output again, which fetches the images of their "
-                "rows again"
+                f"rows again; {command_that_made(layout.out)}"
             )
 
 

@@ -90,6 +90,7 @@ def test_one_of_several_runs_fits_80_columns() -> None:
     assert line.whole().startswith("10 of 14 llm-jp-interleaved  48.7% 29,270/60,000  24,340 ok  4,930 failed  337/s")
     shown = line.fitted(80)
     assert shown == "10 of 14 llm-jp-interleaved  48.7%  4,930 failed  337/s  ETA 1:31, all 50:55"
+    assert line.fitted(90) == "10 of 14 llm-jp-interleaved  48.7%  4,930 failed  337/s  ETA 1:31, all datasets 50:55"
     assert line.fitted(40) == "10 of 14  48.7%  337/s  ETA 1:31"
     waiting = run_line(replace(now, open_requests=0, waiting=WAITING), Pace(), title="10 of 14 coyo")
     waited = "24,340 ok  4,930 failed  73 waiting for 127.0.1.38 (HTTP 503)"

@@ -40,6 +40,7 @@ class Importance(IntEnum):
     OK = auto()
     COUNT = auto()
     NEXT_ATTEMPT = auto()
+    ALL_TIME_LEFT_IN_WORDS = auto()
     ALL_TIME_LEFT = auto()
     FAILED = auto()
     TITLE = auto()
@@ -95,7 +96,8 @@ def run_line(now: Statistics, pace: Pace, *, title: str = "", later_images: int 
         now: The progress.
         pace: The pace. While nothing or little is sent it is that of seconds ago, and not shown.
         title: Which of several runs this is, as in "3 of 14 coyo"; empty if it is the only one.
-        later_images: The number of images that other runs will fetch after this one, for the time that all will take.
+        later_images: The number of images that other runs will fetch after this one, for the time that all will take;
+            0 if that is not known.
     """
     ended = now.ok + now.failed
     fields: list[tuple[Form, ...]] = []
@@ -116,7 +118,10 @@ def run_line(now: Statistics, pace: Pace, *, title: str = "", later_images: int 
             fields += _pace(pace.images_per_s)
         if left_s is not None:
             all_s = left_s + later_images / pace.images_per_s
-            in_all = [Form(f"ETA {clock(left_s)}, all {clock(all_s)}", Importance.ALL_TIME_LEFT)]
+            in_all = [
+                Form(f"ETA {clock(left_s)}, all datasets {clock(all_s)}", Importance.ALL_TIME_LEFT_IN_WORDS),
+                Form(f"ETA {clock(left_s)}, all {clock(all_s)}", Importance.ALL_TIME_LEFT),
+            ]
             fields.append((*(in_all if later_images else []), *_time_left(left_s)))
         if now.waiting is not None:
             fields.append(_waiting(now, now.waiting))

@@ -251,6 +251,10 @@ def _no_column(folder: Path) -> None:
     pq.write_table(pa.table({"id": [1], "url": ["http://example.org"]}), folder / "a.parquet")
 
 
+def _own_list(folder: Path) -> None:
+    folder.write_text("URL,caption\nhttp://example.org/1.jpg,a cat\n")
+
+
 def _nothing(_: Path) -> None:
     pass
 
@@ -261,7 +265,11 @@ def _nothing(_: Path) -> None:
         (_nothing, "there is no folder"),
         (_empty, "holds no .parquet file"),
         (_no_parquet, "is not parquet: it is text that begins with"),
-        (_no_column, "has no column text, clip_similarity_vitb32, clip_similarity_vitl14; it has id, url"),
+        (
+            _no_column,
+            "has no column text, clip_similarity_vitb32, clip_similarity_vitl14; it has id, url; for a list of",
+        ),
+        (_own_list, "begins with 'URL,caption http://example.org/1.jpg,a c'; for a list of your own, README.md"),
     ],
 )
 def test_a_wrong_source_is_one_line_and_exit_2(

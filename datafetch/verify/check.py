@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path, PurePosixPath
+from shlex import quote
 from typing import TypeAlias
 
 from datafetch.datasets import DATASETS, find_dataset
@@ -228,11 +229,13 @@ def _open(check: Check) -> Subject:
         ConfigurationError: There is nothing to verify, or it does not fit the loader.
     """
     out = Path(check.out)
+    if not out.exists() and _dataset_of_job(out) is None:
+        raise ConfigurationError(f"there is no {out}; {_what_to_give(out)}")
     if check.quick:
         if out.is_file():
             out = _output_of_list(out) or out
         return RecordedFiles(OutputLayout(out.absolute()), _dataset_of_job(out), check.loader)
-    if out.is_dir() or (not out.exists() and _dataset_of_job(out) is not None):  # a list needs no folder
+    if out.is_dir() or not out.exists():  # a list needs no folder
         return _open_folder(check, out)
     if not out.is_file():
         raise ConfigurationError(f"{out} is neither a folder of shards or images nor a JSON file")
@@ -240,6 +243,14 @@ def _open(check: Check) -> Subject:
         raise invalid(check, f"{{path}} is a file; {{loader:{check.loader}}} takes a folder of shards", path=str(out))
     image_root = _image_root(out) if check.image_root is None else Path(check.image_root)
     return RecordList(out, image_root, follow_links=check.follow_links)
+
+
+def _what_to_give(missing: Path) -> str:
+    """What to verify in place of a path that does not exist: the list that a run has written in its folder."""
+    names = [missing.with_name(path.name) for path in _lists_in(missing.absolute().parent)]
+    if not names:
+        return "give a folder of shards or images, or a JSON list of records"
+    return f"{'the list is' if len(names) == 1 else 'the lists are'} {', '.join(map(str, names))}"
 
 
 def _open_folder(check: Check, out: Path) -> Subject:
@@ -253,6 +264,11 @@ def _open_folder(check: Check, out: Path) -> Subject:
         image_root = _root_of_list(out, dataset) if check.image_root is None else Path(check.image_root)
         return RecordList(path, image_root, follow_links=check.follow_links)
     if not out.is_dir():
+        if OutputLayout(out.absolute()).report.exists():
+            raise ConfigurationError(
+                f"{out} has no rows, since no sample of its run became one; "
+                f"'datafetch status {quote(str(out))}' says why"
+            )
         raise ConfigurationError(f"there is no folder {out}; the run that makes it has nothing to show yet")
     if check.image_root is not None:
         raise invalid(check, "{image_root} is only for a JSON file; shards contain their images")
@@ -287,6 +303,16 @@ def _output_of_list(path: Path) -> Path | None:
         if dataset is not None and _list_name(out, dataset) == path.name:
             return out
     return None
+
+
+def _lists_in(folder: Path) -> Iterator[Path]:
+    """The JSON lists that runs have written in a folder."""
+    for state in sorted(folder.glob(f"*{SUFFIX}")):
+        out = state.with_name(state.name.removesuffix(SUFFIX))
+        dataset = _dataset_of_job(out)
+        name = "" if dataset is None else _list_name(out, dataset)
+        if name and (folder / name).is_file():
+            yield folder / name
 
 
 def _list_name(out: Path, dataset: Dataset) -> str:

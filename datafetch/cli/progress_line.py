@@ -90,7 +90,7 @@ class ProgressLine:
 
 
 def run_line(now: Statistics, pace: Pace, *, title: str = "", later_images: int = 0) -> ProgressLine:
-    """The progress of a run. During resharding, its progress takes the place of everything after the outcomes.
+    """The progress of a run. What is done to its shards takes the place of everything after the outcomes.
 
     Args:
         now: The progress.
@@ -113,6 +113,8 @@ def run_line(now: Statistics, pace: Pace, *, title: str = "", later_images: int 
     if now.resharding is not None:
         made = now.resharding
         fields.append(_only(f"{made.stage} {made.rows:,}/{made.total_rows:,} rows", Importance.STAGE))
+    elif now.is_writing:
+        fields.append(_only(f"writing shards {now.shards_published:,}/{now.shards:,}", Importance.STAGE))
     else:
         if not now.is_stalled:
             fields += _pace(pace.images_per_s)
@@ -162,11 +164,15 @@ def with_activity(line: ProgressLine, now: ActivityProgress) -> ProgressLine:
 
 
 def verifying_line(now: VerifyProgress) -> ProgressLine:
-    """The progress of a verification: the share of bytes read, what was checked and found, pace, time left."""
-    share = now.read_bytes / now.total_bytes if now.total_bytes else 0.0
+    """The progress of a verification: the share that is done, what was checked and found, pace, time left."""
+    share = now.share
     images_per_s = now.images / now.elapsed_s if now.elapsed_s > 0 else 0.0
-    left_s = remaining_s(now.total_bytes - now.read_bytes, now.read_bytes / now.elapsed_s if now.elapsed_s > 0 else 0.0)
-    fields = [_only(f"{share:.1%}", Importance.SHARE), _only(counted(now.images, "image"), Importance.COUNT)]
+    left_s = None
+    fields = []
+    if share is not None:
+        left_s = remaining_s(1 - share, share / now.elapsed_s if now.elapsed_s > 0 else 0.0)
+        fields.append(_only(_percent(share), Importance.SHARE))
+    fields.append(_only(counted(now.images, "image"), Importance.COUNT))
     if now.problems:
         fields.append(_only(counted(now.problems, "problem"), Importance.FAILED))
     fields += _pace(images_per_s)

@@ -175,6 +175,7 @@ def test_several_datasets_are_built_by_one_command(tmp_path: Path, hub: HubServe
     code, out, error = command("prepare", *words, "--root", tmp_path / "data", *OPTIONS)
     assert code == 2
     assert "datafetch: synthdog-ja: the train-*.parquet in" in error
+    assert f"    the trainer's list: {tmp_path}/data/llava_instruct_ja/llava_instruct_ja_156k.json" in out.splitlines()
     assert "2 of 3 datasets will take about 15.0 GB, downloads and caches included" in error
     assert [line.split()[0] for line in out.splitlines() if line and line[0] not in " d"] == [
         *("coco-train2017", "synthdog-ja", "llava-instruct-ja")

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from datafetch.datasets import DATASETS
 from datafetch.model.advice import ADVICE
+from datafetch.model.dataset import Dataset
 from datafetch.model.kinds import CounterName
 from datafetch.model.ledger_line import ShardCounts
 from datafetch.model.lost_documents import LostDocuments
@@ -19,6 +20,8 @@ from datafetch.model.outcome import OK, FailureKind, may_kind_pass
 from datafetch.model.report import Report
 from datafetch.model.sample import IdListResult
 from datafetch.model.wording import counted, lasting
+from datafetch.output.formats import PickleFormat
+from datafetch.output.training_list import list_name_of, trainers_list
 from datafetch.store.layout import OutputLayout
 
 _COUNTERS: dict[str, tuple[str, str]] = {
@@ -38,10 +41,7 @@ def report_lines(report: Report) -> list[str]:
     """What a run or a retry did, and what its output holds, as lines for people."""
     totals = report.totals
     lines = [
-        (
-            f"{report.dataset}: {totals.rows:,} of {counted(totals.samples, 'sample')}, "
-            f"{counted(report.shards, 'shard')} in {report.out}"
-        ),
+        f"{report.dataset}: {totals.rows:,} of {counted(totals.samples, 'sample')}{_place(report)}",
         _images(totals),
         _this_run(report),
     ]
@@ -65,6 +65,14 @@ def report_lines(report: Report) -> list[str]:
     if totals.failed:
         last = [f"'datafetch failures {shlex.quote(report.out)}' lists {counted(totals.failed, 'failed image')}"]
     return [*lines, *advice_lines(report), *last]
+
+
+def _place(report: Report) -> str:
+    """In how many shards they are, and where; of images in files only where, and of a list alone nothing."""
+    dataset = DATASETS.get(report.dataset)
+    if dataset is None or dataset.output_format == PickleFormat.name:
+        return f", {counted(report.shards, 'shard')} in {report.out}"
+    return f" in {report.out}" if dataset.image_root is None else ""
 
 
 def _images(totals: ShardCounts) -> str:
@@ -129,11 +137,11 @@ def most_first(counts: Mapping[str, int]) -> str:
 
 
 def advice_lines(report: Report) -> Iterator[str]:
-    """Say why the trainer's list lacks records, and how failed images can still be fetched."""
+    """Say where the trainer's list is, why it lacks records, and how failed images can still be fetched."""
     retry = retry_command(report.out)
     dataset = DATASETS.get(report.dataset)
-    if dataset is not None and dataset.list_name is not None and report.totals.rows < report.totals.samples:
-        yield f"why the trainer's list lacks records: {OutputLayout(Path(report.out)).dropped}"
+    if dataset is not None and dataset.list_name is not None:
+        yield _trainers_list(report, dataset)
     failed = sorted(kind for kind in report.totals.outcomes if kind not in (OK, FailureKind.NOT_REQUESTED))
     if report.has_open_retry:
         yield f"a retry was interrupted: '{retry}' completes it"
@@ -156,6 +164,19 @@ def advice_lines(report: Report) -> Iterator[str]:
     is_retried = report.retried is not None or report.has_open_retry
     if not is_retried and root is None and any(map(may_kind_pass, failed)):
         yield f"'{retry}' requests again what may have been temporary"
+
+
+def _trainers_list(report: Report, dataset: Dataset) -> str:
+    """Where the trainer's list is, how many records it lacks, and where the reasons are."""
+    layout, totals = OutputLayout(Path(report.out)), report.totals
+    path = trainers_list(layout, list_name_of(layout, dataset))
+    lacking = totals.samples - totals.rows
+    if not lacking:
+        return f"the trainer's list: {path}"
+    records = f"{lacking:,} of {counted(totals.samples, 'record')}"
+    if dataset.lists_images:  # of which a record may name several, and several records the same
+        records = f"the records of {counted(lacking, 'image')}"
+    return f"the trainer's list: {path}; it lacks {records}, reasons: {layout.dropped}"
 
 
 def _lines_about_permissions(report: Report, retry: str) -> Iterator[str]:

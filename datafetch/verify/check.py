@@ -25,7 +25,7 @@ from datafetch.model.options import Option, OptionGroup, option
 from datafetch.model.untrusted import short_repr
 from datafetch.output.formats import ROWS_SUFFIX, ImageFilesFormat, PickleFormat
 from datafetch.output.reshard.ranks import BATCH, GROUP, WORLD_SIZE
-from datafetch.output.training_list import kept_copy
+from datafetch.output.training_list import list_name_of
 from datafetch.process.event_loop import run_to_end
 from datafetch.store.layout import SUFFIX, OutputLayout
 from datafetch.transcode import MAX_PROCESSES, Encoding, ImageSpec, Transcoder
@@ -258,7 +258,7 @@ def _open_folder(check: Check, out: Path) -> Subject:
     if dataset is not None and dataset.output_format not in _READABLE_FORMATS:
         raise ConfigurationError(f"verify can't read {dataset.output_format}, the output format of {dataset.name}")
     if dataset is not None and dataset.list_name is not None and check.loader in {None, dataset.loader}:
-        path = out.absolute().parent / _list_name(out, dataset)
+        path = out.absolute().parent / list_name_of(OutputLayout(out.absolute()), dataset)
         if not path.is_file():
             raise ConfigurationError(f"{path} does not exist; the run that creates it is not complete")
         image_root = _root_of_list(out, dataset) if check.image_root is None else Path(check.image_root)
@@ -300,7 +300,7 @@ def _output_of_list(path: Path) -> Path | None:
     for state in sorted(path.absolute().parent.glob(f"*{SUFFIX}")):
         out = state.with_name(state.name.removesuffix(SUFFIX))
         dataset = _dataset_of_job(out)
-        if dataset is not None and _list_name(out, dataset) == path.name:
+        if dataset is not None and list_name_of(OutputLayout(out.absolute()), dataset) == path.name:
             return out
     return None
 
@@ -310,15 +310,9 @@ def _lists_in(folder: Path) -> Iterator[Path]:
     for state in sorted(folder.glob(f"*{SUFFIX}")):
         out = state.with_name(state.name.removesuffix(SUFFIX))
         dataset = _dataset_of_job(out)
-        name = "" if dataset is None else _list_name(out, dataset)
+        name = "" if dataset is None else list_name_of(OutputLayout(out.absolute()), dataset)
         if name and (folder / name).is_file():
             yield folder / name
-
-
-def _list_name(out: Path, dataset: Dataset) -> str:
-    """The file name of the list of an output; empty if it has none. That of a list that is made is in the state."""
-    kept = kept_copy(OutputLayout(out.absolute())) if dataset.makes_list else None
-    return (dataset.list_name or "") if kept is None else kept.name
 
 
 def _root_of_list(out: Path, dataset: Dataset) -> Path:

@@ -13,6 +13,9 @@ from dataclasses import dataclass, fields
 from difflib import get_close_matches
 
 _EXHAUSTION_ERRNOS = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN, errno.ENOBUFS})
+STARTS_OVER = "put back what was there, or start over with --fresh, which fetches everything again"
+"""What to do about a file on which an output depends, and which is damaged or another one."""
+
 _MAX_NEAREST_NAMES = 3
 _LEAST_OF_NAME = 2  # characters, of which a name can be said to contain them
 _EXHAUSTION_MESSAGES = (  # of Python, the dynamic loader and Arrow, whose exceptions have no errno

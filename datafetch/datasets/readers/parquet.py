@@ -31,7 +31,7 @@ from datafetch.datasets.readers.file_kind import describe_non_parquet
 from datafetch.datasets.readers.limits import Int64s, max_rows
 from datafetch.datasets.readers.parquet_pages import DamagedPageError, Page, read_chunks, read_pages
 from datafetch.datasets.readers.parquet_source import LocalParquet, OpenParquet, ParquetSource, RemoteParquet
-from datafetch.errors import ManifestError, unreadable
+from datafetch.errors import STARTS_OVER, ManifestError, unreadable
 from datafetch.model.manifest import RemoteFile
 
 _BATCH_ROWS = 8192  # at COYO's 200 bytes of URL and text a row, about 2 MB as Arrow and 8 MB as Python objects
@@ -235,7 +235,7 @@ class ParquetFile:
                 opened.load([(self._footer_start, self.size_bytes)])
                 is_same = _fingerprint(opened, self._footer_start) == self.fingerprint
             if not is_same:
-                raise ManifestError(f"{self.name} has changed since it was opened; start over with --fresh")
+                raise ManifestError(f"{self.name} has changed since it was opened; {STARTS_OVER}")
             with _open(opened) as parquet:
                 yield opened, parquet
 

@@ -110,7 +110,11 @@ _LOGS = {
     "info or warning": "For your information if all is well, and a warning if it is not.",
     "error": "Something failed, or is less than was asked for; the rest of the run is not affected.",
 }
+_IF_ALL = "nothing, if some images have it; if nearly all have, check this machine's network"
 _HELPS = {
+    "dns_not_found": f"{_IF_ALL}, and whether `--trust-env` or `--nameserver` is needed; then `datafetch retry OUT --kinds dns_not_found`",
+    "too_many_redirects": f"{_IF_ALL} for a page to log in; then `datafetch retry OUT --kinds too_many_redirects`",
+    "not_an_image": f"{_IF_ALL} for a page to log in, a proxy or a filter that sends its own page; then `datafetch retry OUT --kinds not_an_image`",
     "blocked_address": "`--allow-net CIDR`, if you trust that network",
     "tls": "`--insecure`, which also accepts invalid certificates",
     "opted_out": "`--opt-out ignore`, if you may use such images",
@@ -123,7 +127,7 @@ _WHAT_TO_DO = {
     "{usage_message}": "correct the command; the help that it names lists what there is",
     "is required, not '{value}'": "give one",
     "is less than the minimum": "give a larger number",
-    "is not among the targets": "correct the name, or name the target, too",
+    "is not among the datasets": "correct the name, or name that dataset, too",
     "does not take {ids}": "leave out `--ids`",
     "there is no run in {out}: {job}": "give the folder that a run writes to, not its state folder",
     "the shards do not hold the rows": "a shard was changed by hand, or is of another run: put back a copy, or start over with `--fresh`",
@@ -144,7 +148,6 @@ _WHAT_TO_DO = {
     "is not UTF-8": "download it again",
     "is not a JSON {what}": "give the published list",
     "{why_refused}: {strange}": "a file listed there has a name that can't be used: download the others, and give their folder",
-    "is no path, and no URL": "correct it",
     "{name} is empty": "the server has an empty file there: check the URL, or try again later",
     "central directory that is damaged": "download the archive again",
     "is damaged or cut short at byte": "delete the shard's `.pkl`, and run the command that made it; of a shard from elsewhere, get it again",
@@ -156,14 +159,12 @@ _WHAT_TO_DO = {
     "can't be read: {reason}": "check that you may read it; if the disk is damaged, put back a copy",
     "cannot start the process that asks the hub": "free memory or processes (`ulimit -a` shows limits), and run the same command again",
     "the process that asks the hub ended": "if memory ran out, free some; if `huggingface_hub` could not be loaded, install it again",
-    "{is|are} missing: {shown}": "the files of these numbers are not in the source; their ids count as missing. Add them for a complete output",
     "missing or changed since, will be made again": "nothing, unless you want to put back copies: then stop the run first",
     "they are fetched again": "nothing",
     "was damaged, and is kept as": "look at it if you like, and delete it; the images of its rows are fetched again",
     "are requested again": "nothing; the images come from the web instead",
     "sent an invalid reply and was killed": "nothing: its images are decoded by others. If it happens often, report it",
     "are no longer kept in": "free space, if you want to look at such bodies; no image is affected",
-    "of the images arrived, but": "`datafetch retry OUT`, or a lower `--min-success` (exit 3)",
     "fewer images than --min-success requires": "`datafetch retry` for each output that is named, or a lower `--min-success` (exit 3)",
     "will not be built: {problem}": "what the problem says; the other targets are built",
     "an observer is a coroutine function": "write `async def observe(take_snapshot): …`",
@@ -178,6 +179,7 @@ _SAYS_WHAT_TO_DO = re.compile(
 _HAVE_TO_SAY_IT = ("warning", "error", MISUSE_GROUP)
 _RETRY = "`datafetch retry OUT`, now or later"
 _NOTHING = "nothing: the web has no such image any more, or it is not one that can be used"
+_ALL_ALIKE = "nothing, if some images have it; if nearly all have: look at one with `datafetch explain`, check this machine's network (a page to log in, a proxy, a filter), and `datafetch retry OUT --kinds {kind}`"
 
 
 def page() -> str:

@@ -161,7 +161,9 @@ def test_json_prints_only_the_summary_on_standard_output(
     assert "ids: 16 wanted, 5 not found, 3 duplicate lines" in printed.out
     remarks = printed.err.splitlines()
     assert "10 rows are too few for 64 ranks, which take at least 512" in remarks[0]
-    assert remarks[1:] == ["datafetch: 90.9% of the images arrived, but --min-success requires 95.0%"]
+    assert remarks[1:] == [
+        "datafetch: 90.9% of the images arrived, but --min-success requires 95.0%; 'datafetch retry' may fetch more"
+    ]
 
 
 RESUME = "interrupted; run the same command again to resume"
@@ -290,11 +292,14 @@ def test_a_wrong_source_is_one_line_and_exit_2(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["prepare", "mmc4-core"], "give a --source; mmc4-core is published at https://github.com/allenai"),
+        (
+            ["prepare", "mmc4-core"],
+            "give a --source for mmc4-core (https://github.com/allenai/mmc4), which is no longer",
+        ),
         (["prepare"], "name a dataset or a step: step-0, step-1"),
         (["prepare", "imagenet"], "no dataset or step 'imagenet'; there are: coyo, mmc4-core"),
         (["prepare", "mmc4"], "no dataset or step 'mmc4'; did you mean 'mmc4-core'? there are: coyo"),
-        (["prepare", "coyo", "mmc4-core", "--source", "x"], "with several targets --source takes NAME=PATH"),
+        (["prepare", "coyo", "mmc4-core", "--source", "x"], "with several datasets --source takes NAME=PATH"),
         (
             ["prepare", "coyo", "--url-key", "u"],
             "coyo does not take --url-key; of the options of single datasets it takes --ids, --skip-bad-lines (",

@@ -142,7 +142,7 @@ def test_nothing_is_estimated_of_own_sources(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("sources", "ids", "message"),
     [
-        ({"gqa": "x"}, {}, "--source gqa=… is given, and gqa is not among the targets"),
+        ({"gqa": "x"}, {}, "--source gqa=… is given, and gqa is not among the datasets"),
         ({}, {"llava-pretrain": "x"}, "llava-pretrain does not take --ids"),
     ],
 )
@@ -303,8 +303,8 @@ def test_a_complete_run_over_a_part_says_of_which(tmp_path: Path, capfd: pytest.
     ("words", "message"),
     [
         (["step-9", "coyo"], "there is no dataset or step 'step-9'"),
-        (["step-0", "--source", "somewhere"], "with several targets --source takes NAME=PATH"),
-        (["step-0", "--source", "coyo=a"], "coyo is not among the targets"),
+        (["step-0", "--source", "somewhere"], "with several datasets --source takes NAME=PATH"),
+        (["step-0", "--source", "coyo=a"], "coyo is not among the datasets"),
         (["gqa", "textvqa", "--source", "gqa=a", "--source", "gqa=b"], "--source is given twice for gqa"),
         (["mmc4-core", "coyo", "--keep-at-least", "2"], "--keep-at-least is for single datasets"),
         (["gqa", "textvqa", "--max-body", "32Q"], "--max-body takes bytes"),

@@ -27,6 +27,7 @@ from datafetch.model.observers import Observer
 from datafetch.model.options import OptionGroup
 from datafetch.model.statistics import Statistics
 
+_EXAMPLES = {"--source": "mmc4-core=mmc4/data", "--ids": "coyo=ids.txt"}
 _log = logging.getLogger(__name__)
 
 
@@ -115,7 +116,7 @@ def _by_name(flag: str, values: Iterable[str] | None) -> dict[str, str]:
     for value in values or ():
         name, separator, path = value.partition("=")
         if not separator or not name or not path:
-            raise ConfigurationError(f"with several targets {flag} takes NAME=PATH, such as mmc4-core=mmc4/data")
+            raise ConfigurationError(f"with several datasets {flag} takes NAME=PATH, such as {_EXAMPLES[flag]}")
         if name in by_name:
             raise ConfigurationError(f"{flag} is given twice for {name}; leave one of them out")
         by_name[name] = path

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from datafetch.datasets import DATASETS
+from datafetch.datasets.recipes import RECIPE
 from datafetch.model.advice import ADVICE
 from datafetch.model.dataset import Dataset
 from datafetch.model.kinds import CounterName
@@ -156,9 +157,11 @@ def advice_lines(report: Report) -> Iterator[str]:
         yield "nothing was selected: check the source, the list of ids and the options that leave out records"
     if missing and root is not None:
         folder = os.path.normpath(Path(report.out) / root)
+        sets = [part.name for part in RECIPE if report.dataset in part.lists]
         yield (
-            f"{counted(missing, 'image')} {'is' if missing == 1 else 'are'} not in {folder}: prepare the image sets "
-            "with the same --root, or 'datafetch retry' those where images failed, and run the same command again"
+            f"{counted(missing, 'image')} {'is' if missing == 1 else 'are'} not in {folder}: prepare "
+            f"{', '.join(sets)} with the same --root ('datafetch retry' what failed there), and run the same command "
+            "again; what their archives lack stays missing"
         )
     yield from _lines_about_permissions(report, retry)
     is_retried = report.retried is not None or report.has_open_retry

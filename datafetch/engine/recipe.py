@@ -131,7 +131,7 @@ def plan_recipe(
     for flag, given in (("--source", sources), ("--ids", ids)):
         if strange := next((name for name in given if name not in names), None):
             raise ConfigurationError(
-                f"{flag} {strange}=… is given, and {strange} is not among the targets: {', '.join(names)}"
+                f"{flag} {strange}=… is given, and {strange} is not among the datasets: {', '.join(names)}"
             )
     if strange := next((name for name in ids if find_dataset(name).id_list is None), None):
         raise ConfigurationError(f"{strange} does not take --ids; leave it out")

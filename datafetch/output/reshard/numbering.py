@@ -87,6 +87,43 @@ class NumberedSamples:
         return by_position
 
 
+@dataclass(frozen=True, slots=True)
+class RowPlace:
+    """Where a row lies.
+
+    Attributes:
+        file: The name of the file.
+        number: The number of the row in it, from 0.
+    """
+
+    file: str
+    number: int
+
+
+def find_row(samples: NumberedSamples, record: ReshardRecord, shard: str, sample: int) -> RowPlace | None:
+    """Where the row of a sample lies in a resharded output; None if it had none when that was resharded.
+
+    Args:
+        samples: All samples of the output.
+        record: How the output was resharded.
+        shard: The sample's shard of the manifest.
+        sample: Its position in that.
+
+    Raises:
+        ConfigurationError: The record does not list the samples, or has another number of rows.
+    """
+    first = next(span.start for name, span in samples.spans() if name == shard)
+    (found,) = np.nonzero(samples.by_position(record) == first + sample)
+    if not found.size:
+        return None
+    number = int(found[0])
+    for name, file in record.files.items():
+        if number < file.rows:
+            return RowPlace(f"{name}{ROWS_SUFFIX}", number)
+        number -= file.rows
+    return None
+
+
 def find_lost_rows(layout: OutputLayout, shards: Sequence[str], record: ReshardRecord) -> Mapping[str, Bools]:
     """The samples whose row was in a resharded file that is missing or has changed, and is nowhere else.
 

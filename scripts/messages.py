@@ -179,7 +179,6 @@ _SAYS_WHAT_TO_DO = re.compile(
 _HAVE_TO_SAY_IT = ("warning", "error", MISUSE_GROUP)
 _RETRY = "`datafetch retry OUT`, now or later"
 _NOTHING = "nothing: the web has no such image any more, or it is not one that can be used"
-_ALL_ALIKE = "nothing, if some images have it; if nearly all have: look at one with `datafetch explain`, check this machine's network (a page to log in, a proxy, a filter), and `datafetch retry OUT --kinds {kind}`"
 
 
 def page() -> str:

@@ -52,7 +52,7 @@ class PlannedDataset:
     @property
     def has_published_source(self) -> bool:
         """Whether its source is where it is published, so that the recipe's numbers hold for it."""
-        return self.job is not None and not self.job.mirror and self.job.source == self.part.readable_place
+        return self.job is not None and self.job.source == self.part.readable_place
 
     @property
     def is_complete(self) -> bool:
@@ -64,9 +64,9 @@ class PlannedDataset:
         """About how many images it will have to fetch; None if that is not known."""
         if self.job is None or self.is_complete:
             return 0
-        if not self.has_published_source:
-            return self.job.limit
         images = (self.part.listed_images if self.lists else 0) or self.part.images
+        if not images or not self.has_published_source:
+            return self.job.limit
         return images if self.job.limit is None else min(images, self.job.limit)
 
 

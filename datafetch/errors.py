@@ -8,11 +8,16 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from difflib import get_close_matches
 
 _EXHAUSTION_ERRNOS = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN, errno.ENOBUFS})
+STARTS_OVER = "put back what was there, or start over with --fresh, which fetches everything again"
+"""What to do about a file on which an output depends, and which is damaged or another one."""
+
+_MAX_NEAREST_NAMES = 3
+_LEAST_OF_NAME = 2  # characters, of which a name can be said to contain them
 _EXHAUSTION_MESSAGES = (  # of Python, the dynamic loader and Arrow, whose exceptions have no errno
     "can't start new thread",
     "failed to map segment from shared object",
@@ -76,9 +81,19 @@ class _FieldName:
 
 def unknown_name(what: str, name: str, known: Iterable[str]) -> ConfigurationError:
     """The error for a name that there is not, with the nearest of those that there are, and all of them."""
-    names = list(known)
-    nearest = "".join(f"did you mean {str(match)!r}? " for match in get_close_matches(name, names, n=1))
+    names = list(map(str, known))
+    matches = " or ".join(map(repr, _nearest(name.casefold(), names)))
+    nearest = f"did you mean {matches}? " if matches else ""
     return ConfigurationError(f"there is no {what} {name!r}; {nearest}there are: {', '.join(names)}")
+
+
+def _nearest(name: str, names: Sequence[str]) -> Sequence[str]:
+    """The names that begin with what was given, or else contain it, or else are spelled like it; at most three."""
+    if len(name) < _LEAST_OF_NAME:
+        return []
+    begin = [known for known in names if known.casefold().startswith(name)]
+    contain = [known for known in names if name in known.casefold()]
+    return (begin or contain or get_close_matches(name, names, n=1))[:_MAX_NEAREST_NAMES]
 
 
 class ManifestError(DatafetchError):

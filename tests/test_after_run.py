@@ -15,6 +15,7 @@ from datafetch.model.ledger_line import ShardCounts
 from datafetch.output.formats import PickleShardWriter, decode_row, encode_row, read_frames
 from datafetch.output.reshard.after_run import reshard_output
 from datafetch.output.reshard.copy import ProgressMonitor
+from datafetch.output.reshard.numbering import NumberedSamples, find_row
 from datafetch.output.reshard.plan import Plan
 from datafetch.output.reshard.ranks import Ranks, epoch
 from datafetch.output.reshard.record import read_reshard_record
@@ -110,6 +111,25 @@ def test_other_ranks_get_new_shards(tmp_path: Path) -> None:
     reshard_output(layout, ["part-00000"], Plan(Ranks(5, 2, 1), None), ProgressMonitor())
     assert len(list(layout.out.glob("*.pkl"))) == 5
     assert rows_of(layout) == [(f"part-00000/{position}", 1) for position in range(40)]
+
+
+@pytest.mark.parametrize("shuffle", [None, 7])
+def test_each_sample_is_explained_by_the_file_and_number_of_its_row(tmp_path: Path, shuffle: int | None) -> None:
+    """In resharded files, whatever their order; a sample without a row has no place."""
+    layout, shards = OutputLayout(tmp_path / "out"), ["a", "b"]
+    for shard in shards:
+        publish(layout, layout.out, shard, [1, 0, 1, 1] * 10)
+    reshard_output(layout, shards, replace(PLAN, shuffle=shuffle), ProgressMonitor())
+    record = read_reshard_record(layout)
+    assert record is not None
+    samples = NumberedSamples.read(layout, shards)
+    for shard in shards:
+        for position in range(40):
+            place = find_row(samples, record, shard, position)
+            assert (place is None) is (position % 4 == 1)
+            if place is not None:
+                frame = list(read_frames(layout.out / place.file))[place.number]
+                assert decode_row(frame)["key"] == f"{shard}/{position}"
 
 
 def test_too_few_rows_are_not_resharded(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

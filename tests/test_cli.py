@@ -21,7 +21,7 @@ import pytest
 from datafetch.cli import commands, report_text
 from datafetch.cli.app import main
 from datafetch.cli.commands.retry import retry
-from datafetch.cli.options import PERMISSIONS, GivenOptions, parameters_of, parse_bytes
+from datafetch.cli.options import PERMISSIONS, GivenOptions, parameters_of, parse_bytes, parse_rate
 from datafetch.cli.render import show_report
 from datafetch.datasets import registry
 from datafetch.demo.manifest import CoyoSource, write_coyo_source
@@ -161,7 +161,9 @@ def test_json_prints_only_the_summary_on_standard_output(
     assert "ids: 16 wanted, 5 not found, 3 duplicate lines" in printed.out
     remarks = printed.err.splitlines()
     assert "10 rows are too few for 64 ranks, which take at least 512" in remarks[0]
-    assert remarks[1:] == ["datafetch: 90.9% of the images arrived, but --min-success requires 95.0%"]
+    assert remarks[1:] == [
+        "datafetch: 90.9% of the images arrived, but --min-success requires 95.0%; 'datafetch retry' may fetch more"
+    ]
 
 
 RESUME = "interrupted; run the same command again to resume"
@@ -251,6 +253,10 @@ def _no_column(folder: Path) -> None:
     pq.write_table(pa.table({"id": [1], "url": ["http://example.org"]}), folder / "a.parquet")
 
 
+def _own_list(folder: Path) -> None:
+    folder.write_text("URL,caption\nhttp://example.org/1.jpg,a cat\n")
+
+
 def _nothing(_: Path) -> None:
     pass
 
@@ -261,7 +267,11 @@ def _nothing(_: Path) -> None:
         (_nothing, "there is no folder"),
         (_empty, "holds no .parquet file"),
         (_no_parquet, "is not parquet: it is text that begins with"),
-        (_no_column, "has no column text, clip_similarity_vitb32, clip_similarity_vitl14; it has id, url"),
+        (
+            _no_column,
+            "has no column text, clip_similarity_vitb32, clip_similarity_vitl14; it has id, url; for a list of",
+        ),
+        (_own_list, "begins with 'URL,caption http://example.org/1.jpg,a c'; for a list of your own, README.md"),
     ],
 )
 def test_a_wrong_source_is_one_line_and_exit_2(
@@ -282,14 +292,33 @@ def test_a_wrong_source_is_one_line_and_exit_2(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["prepare", "mmc4-core"], "give a --source; mmc4-core is published at https://github.com/allenai"),
+        (
+            ["prepare", "mmc4-core"],
+            "give a --source for mmc4-core (https://github.com/allenai/mmc4), which is no longer",
+        ),
         (["prepare"], "name a dataset or a step: step-0, step-1"),
         (["prepare", "imagenet"], "no dataset or step 'imagenet'; there are: coyo, mmc4-core"),
         (["prepare", "mmc4"], "no dataset or step 'mmc4'; did you mean 'mmc4-core'? there are: coyo"),
-        (["prepare", "coyo", "mmc4-core", "--source", "x"], "with several targets --source takes NAME=PATH"),
-        (["prepare", "coyo", "--url-key", "u"], "coyo does not take --url-key; it takes --ids, --skip-bad-lines"),
-        (["prepare", "--root", "coyo", "ocr-vqa", "--ids", "x"], "ocr-vqa does not take --ids; it takes --only-ref"),
+        (["prepare", "coyo", "mmc4-core", "--source", "x"], "with several datasets --source takes NAME=PATH"),
+        (
+            ["prepare", "coyo", "--url-key", "u"],
+            "coyo does not take --url-key; of the options of single datasets it takes --ids, --skip-bad-lines (",
+        ),
+        (
+            ["prepare", "--root", "coyo", "ocr-vqa", "--ids", "x"],
+            "ocr-vqa does not take --ids; of the options of single",
+        ),
         (["prepare", "coyo", "--sorce", "x"], "--sorce (Possible options: --check-sources, --short-side, --source)"),
+        (["prepare", "coyo", "--out", "x"], "--root, --timeout) (see 'datafetch prepare coyo --help')"),
+        (["prepare", "step-0", "coyo", "--out", "x"], "(see 'datafetch prepare step-0 coyo --help')"),
+        (["prepare", "coco"], "no dataset or step 'coco'; did you mean 'coco-train2017'? there are: coyo"),
+        (["prepare", "COYO"], "no dataset or step 'COYO'; did you mean 'coyo'? there are: coyo"),
+        (["prepare", "LLaVA"], "did you mean 'llava-pretrain' or 'llava-v1.5-subset' or 'llava-instruct-ja'? there"),
+        (["failures", "x", "--kinds", "http"], "failure kind 'http'; did you mean 'http_status'? there are: bad_url"),
+        (
+            ["prepare", "coyo", "--source", "x", "--max-rate", "fast"],
+            "a second, such as 500000, 500K or 10MB/s, not 'fa",
+        ),
         (["retry", "x", "--kinds", "not_requested"], "not_requested alone selects nothing, because such images are"),
         (["retry", "x", "--kinds", "timout"], "no failure kind 'timout'; did you mean 'timeout'? there are: bad_url"),
         (["prepare", "coyo", "--source", "x", "--colour"], "--colour"),
@@ -538,6 +567,14 @@ def test_options_that_decide_the_rows_are_recorded(
 def test_sizes_are_parsed(text: str, size_bytes: int) -> None:
     """A size is a number of bytes, or a number with a unit."""
     assert parse_bytes("--memory", text) == size_bytes
+
+
+@pytest.mark.parametrize(
+    ("text", "bytes_per_s"), [("1", 1), ("10M", 10 << 20), ("1MB/s", 1 << 20), ("2 KiB / S", 2048)]
+)
+def test_rates_are_parsed(text: str, bytes_per_s: int) -> None:
+    """A rate is a size, with or without its second."""
+    assert parse_rate("--max-rate", text) == bytes_per_s
 
 
 @pytest.mark.parametrize("times", [1, pytest.param(2, marks=pytest.mark.slow)])

@@ -360,7 +360,7 @@ def test_the_variant_with_fewer_faces_is_reported(tmp_path: Path, caplog: pytest
         manifest = bind(tmp_path / "docs")
     assert [shard.name for shard in manifest.shards()] == ["docs_no_face_shard_00003_v3"]
     assert "mmc4-core-ff, the variant with fewer faces" in caplog.text
-    assert "3 shards are missing: 0, 1, 2" in caplog.text
+    assert "no docs_shard_<number>_v3.jsonl of 3 numbers (0, 1, 2); their documents are left out" in caplog.text
 
 
 def test_a_folder_with_a_duplicate_shard_or_none_is_refused(tmp_path: Path) -> None:

@@ -111,7 +111,7 @@ def test_what_is_asked_first_is_named_and_not_asked(
     words = ["prepare", *STEPS, "--root", str(tmp_path / "data"), "--mirror", nobody, "--dry-run", "--json"]
     assert main(words) == 2  # since two datasets need a source
     out, err = capsys.readouterr()
-    assert "14 datasets will take about" in err
+    assert "14 of 16 datasets will take about" in err
     found = {one["dataset"]: one for one in json.loads(out)["datasets"]}
     assert list(tmp_path.iterdir()) == []
     assert {name for name, one in found.items() if one["state"] == "refused"} == {"mmc4-core", "ocr-vqa"}
@@ -297,5 +297,5 @@ def test_a_run_says_what_nobody_has_chosen(source: CoyoSource, root: Path, capsy
     defaults = ", ".join(["--payload base64", *DEFAULTS])
     assert lines[1:3] == [
         f"datafetch: {choice}, if above 0.6",
-        f"datafetch: rows follow from these defaults, too: {defaults}",
+        f"datafetch: defaults that decide the rows: {defaults}",
     ]

@@ -3,6 +3,7 @@
 import json
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
@@ -16,6 +17,11 @@ from outputs import line, spool, write_job
 from datafetch.cli.app import main
 from datafetch.model.ledger_line import LedgerLine, ShardCounts
 from datafetch.model.outcome import Permission
+from datafetch.output.formats import PickleShardWriter, decode_row, encode_row, read_frames
+from datafetch.output.reshard.after_run import reshard_output
+from datafetch.output.reshard.copy import ProgressMonitor
+from datafetch.output.reshard.plan import Plan
+from datafetch.output.reshard.ranks import Ranks
 from datafetch.store.layout import OutputLayout
 from datafetch.store.ledger_writer import LedgerWriter
 from datafetch.store.shard_summary import ShardSummary
@@ -98,6 +104,24 @@ def test_a_sample_with_a_row(layout: OutputLayout, capfd: pytest.CaptureFixture[
     assert all(one.isprintable() for one in lines)
 
 
+def test_a_row_of_resharded_files_is_named(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """By the file in which it lies now, as the loader reads it; not while the record of these is damaged."""
+    made = OutputLayout(tmp_path / "out")
+    write_job(made, "docs")
+    publish_documents(made, "docs", [image(number, 0) for number in range(8)], least=1)
+    with closing(PickleShardWriter(made.out, "docs")) as writer:
+        for number in range(8):
+            writer.copy_row((encode_row({"key": number}),))
+        writer.finish()
+    assert reshard_output(made, ["docs"], Plan(Ranks(2, 2, 1), 7), ProgressMonitor())
+    (place,) = explained(capfd, str(made.out), "文書-5")[1:2]
+    row, _, name = place.removeprefix("it is row ").partition(" of ")
+    frame = list(read_frames(made.out / name))[int(row)]
+    assert decode_row(frame) == {"key": 5}
+    made.reshard_record.write_bytes(b"garbage")
+    assert explained(capfd, str(made.out), "文書-5")[1] == "it is in the output"
+
+
 def test_a_lost_document_says_why(layout: OutputLayout, capfd: pytest.CaptureFixture[str]) -> None:
     """The images that failed are named, and those that were then not requested are counted."""
     lines = explained(capfd, str(layout.out), "文書-1")
@@ -147,7 +171,8 @@ def test_what_is_not_found_is_one_line(layout: OutputLayout, capfd: pytest.Captu
         assert printed.out == ""
         (complaint,) = printed.err.splitlines()
         assert complaint.startswith(f"datafetch: no sample of {layout.out} has the key '{wanted[:4]}")
-        assert complaint.endswith("samples that have no image, or were not reached yet, can't be found")
+        assert "; keys here look like '文書-0', and 'datafetch failures' lists some; samples that" in complaint
+        assert complaint.endswith("whose images have no outcome yet, or that were not reached yet, can't be found")
         assert complaint.isprintable()
 
 

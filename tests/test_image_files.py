@@ -158,7 +158,10 @@ def check_refused(pairs: Pairs, report: Report, arrived: Sequence[int], capfd: p
     show_report(report, as_json=False)
     printed = capfd.readouterr().out.splitlines()
     assert "2 records refused for a file name or a form that can't be used" in printed
-    assert f"why the trainer's list lacks records: {pairs.layout.dropped}" in printed
+    lacking = 12 - len(arrived)
+    reasons = f"it lacks {lacking} of 12 records, reasons: {pairs.layout.dropped}"
+    assert f"the trainer's list: {pairs.trainers}; {reasons}" in printed
+    assert printed[0] == f"llm-jp-pairs-step0: {len(arrived)} of 12 samples in {pairs.out}"
     assert report.summary()["notes"] == {"refused": 2}
     assert pairs.files() == pairs.expected(arrived)
     assert json.loads(pairs.trainers.read_text()) == [pairs.records[number] for number in arrived]

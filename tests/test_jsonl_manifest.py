@@ -89,6 +89,23 @@ def test_without_a_suitable_key_the_error_lists_those_that_records_have(tmp_path
 
 
 @pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ({"a.jsonl": '{"url": "http://e.org/1.jpg", "te'}, r"a\.jsonl, line 1: not JSON \("),
+        ({"a.jsonl": "", "b.jsonl": "\n[1]\n"}, r"b\.jsonl, line 2: not a JSON object; give files with JSON objects"),
+        ({"a.jsonl": ""}, "the files of the source have no records"),
+    ],
+)
+def test_without_a_record_the_error_names_the_first_line_that_is_none(
+    tmp_path: Path, files: dict[str, str], message: str
+) -> None:
+    """It does not ask for a key, which no option could mend."""
+    with pytest.raises(ManifestError, match=message) as caught:
+        bind(tmp_path / "s", files)
+    assert "--url-key" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
     ("line", "reason"),
     [
         ('{"url": "http://e.org/2.jpg", "text"', r"not JSON"),

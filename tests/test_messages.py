@@ -51,10 +51,10 @@ def test_what_to_do_is_said_for_each_error_and_warning(monkeypatch: pytest.Monke
     """By the message, or by the script; what the script says is said of a message that there is."""
     assert script.faults() == []
     monkeypatch.setitem(script._WHAT_TO_DO, "of a message that was deleted", "wait")
-    monkeypatch.delitem(script._WHAT_TO_DO, "is not among the targets")
+    monkeypatch.delitem(script._WHAT_TO_DO, "is not among the datasets")
     silent, unused = script.faults()
     assert silent.startswith("says not what to do: ")
-    assert silent.endswith("is not among the targets: {names …}")
+    assert silent.endswith("is not among the datasets: {names …}")
     assert unused == "no message has this part: of a message that was deleted"
 
 

@@ -59,6 +59,14 @@ def test_status_shows_each_output_below_a_folder(
     assert {path: path.lstat().st_mtime_ns for path in root.rglob("*")} == before
 
 
+def test_hosts_are_those_of_one_output(root: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """A folder above outputs is refused, with their names."""
+    assert main(["status", str(root), "--hosts"]) == 2
+    complaint = capfd.readouterr().err
+    assert complaint.startswith("datafetch: --hosts takes one output; below it are the outputs ")
+    assert all(str(root / path) in complaint for path in PATHS)
+
+
 def test_json_has_the_status_of_each(root: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """There is one object, with an object as that of a single output for each."""
     assert main(["status", str(root), "--json"]) == 0

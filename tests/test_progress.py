@@ -90,12 +90,20 @@ def test_one_of_several_runs_fits_80_columns() -> None:
     assert line.whole().startswith("10 of 14 llm-jp-interleaved  48.7% 29,270/60,000  24,340 ok  4,930 failed  337/s")
     shown = line.fitted(80)
     assert shown == "10 of 14 llm-jp-interleaved  48.7%  4,930 failed  337/s  ETA 1:31, all 50:55"
+    assert line.fitted(90) == "10 of 14 llm-jp-interleaved  48.7%  4,930 failed  337/s  ETA 1:31, all datasets 50:55"
     assert line.fitted(40) == "10 of 14  48.7%  337/s  ETA 1:31"
     waiting = run_line(replace(now, open_requests=0, waiting=WAITING), Pace(), title="10 of 14 coyo")
     waited = "24,340 ok  4,930 failed  73 waiting for 127.0.1.38 (HTTP 503)"
     assert waiting.fitted(100) == f"10 of 14 coyo  48.7% 29,270/60,000  {waited}"
     assert waiting.fitted(80) == f"10 of 14  48.7%  {waited}"
     assert waiting.fitted(75) == f"48.7%  {waited}"
+
+
+def test_the_line_says_that_shards_are_written() -> None:
+    """In place of the pace, once all images have an outcome; not if there is nothing to write any more."""
+    now = statistics(10, ok=3000, failed=1000)
+    assert run_line(now, Pace(80.0)).whole() == "100.0% 4,000/4,000  3,000 ok  1,000 failed  writing shards 1/4"
+    assert "writing" not in run_line(replace(now, shards_published=4), Pace(80.0)).whole()
 
 
 def test_the_line_says_what_is_waited_for() -> None:
@@ -313,11 +321,14 @@ import logging
 console = ReportConsole()
 PlainLines.interval_s = JsonLines.interval_s = 0.1
 reporter = Reporter({target})
+now = VerifyProgress(
+    samples=1000, images=900, found_images=900, problems=3, read_bytes=25, total_bytes=100, elapsed_s=10
+)
 before = set(sys.modules)
 async def show():
     try:
         async with asyncio.timeout(0.3):
-            await show_verifying(lambda: VerifyProgress(1000, 900, 3, 25, 100, 10), reporter)
+            await show_verifying(lambda: now, reporter)
     except TimeoutError:
         pass
 with receiving(reporter):

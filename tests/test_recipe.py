@@ -115,10 +115,34 @@ def test_a_step_takes_the_samples_of_the_recipe_and_no_others(tmp_path: Path) ->
     assert alone.job.ids is None
 
 
+def test_the_numbers_of_the_recipe_hold_for_its_own_sources_alone(tmp_path: Path) -> None:
+    """Of another source nothing is known but its limit, however large what is published is; a mirror has the same."""
+
+    def open_images(sources: dict[str, str], **fields: Any) -> dict[str, int | None]:
+        planned = plan_recipe(["mmc4-core", "textvqa"], tmp_path, sources, {}, lambda job: replace(job, **fields))
+        return {one.part.name: one.open_images for one in planned}
+
+    mmc4 = {"mmc4-core": "mine"}
+    assert open_images(mmc4) == {"mmc4-core": None, "textvqa": 25_119}
+    assert open_images({**mmc4, "textvqa": "mine.zip"}) == {"mmc4-core": None, "textvqa": None}
+    assert open_images(mmc4, mirror="http://127.0.0.1:1") == {"mmc4-core": None, "textvqa": 25_119}
+    assert open_images({**mmc4, "textvqa": "mine.zip"}, limit=7) == {"mmc4-core": 7, "textvqa": 7}
+
+
+def test_nothing_is_estimated_of_own_sources(tmp_path: Path) -> None:
+    """Neither the disk that what is published would take, nor when all would be done."""
+    names = ("coco-train2017", "mmc4-core")
+    words = [*names, *sources_of(names, tmp_path / "sources", "127.0.0.1:1"), "--root", tmp_path / "data", *OPTIONS]
+    code, _, error = command("prepare", *words)
+    assert code == 0, error
+    assert "estimated disk space: needs about" in error
+    assert "will take about" not in error
+
+
 @pytest.mark.parametrize(
     ("sources", "ids", "message"),
     [
-        ({"gqa": "x"}, {}, "--source gqa=… is given, and gqa is not among the targets"),
+        ({"gqa": "x"}, {}, "--source gqa=… is given, and gqa is not among the datasets"),
         ({}, {"llava-pretrain": "x"}, "llava-pretrain does not take --ids"),
     ],
 )
@@ -151,7 +175,8 @@ def test_several_datasets_are_built_by_one_command(tmp_path: Path, hub: HubServe
     code, out, error = command("prepare", *words, "--root", tmp_path / "data", *OPTIONS)
     assert code == 2
     assert "datafetch: synthdog-ja: the train-*.parquet in" in error
-    assert "2 datasets will take about 15.0 GB, downloads and caches included" in error
+    assert f"    the trainer's list: {tmp_path}/data/llava_instruct_ja/llava_instruct_ja_156k.json" in out.splitlines()
+    assert "2 of 3 datasets will take about 15.0 GB, downloads and caches included" in error
     assert [line.split()[0] for line in out.splitlines() if line and line[0] not in " d"] == [
         *("coco-train2017", "synthdog-ja", "llava-instruct-ja")
     ]
@@ -278,8 +303,8 @@ def test_a_complete_run_over_a_part_says_of_which(tmp_path: Path, capfd: pytest.
     ("words", "message"),
     [
         (["step-9", "coyo"], "there is no dataset or step 'step-9'"),
-        (["step-0", "--source", "somewhere"], "with several targets --source takes NAME=PATH"),
-        (["step-0", "--source", "coyo=a"], "coyo is not among the targets"),
+        (["step-0", "--source", "somewhere"], "with several datasets --source takes NAME=PATH"),
+        (["step-0", "--source", "coyo=a"], "coyo is not among the datasets"),
         (["gqa", "textvqa", "--source", "gqa=a", "--source", "gqa=b"], "--source is given twice for gqa"),
         (["mmc4-core", "coyo", "--keep-at-least", "2"], "--keep-at-least is for single datasets"),
         (["gqa", "textvqa", "--max-body", "32Q"], "--max-body takes bytes"),

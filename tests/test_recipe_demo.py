@@ -131,6 +131,8 @@ def test_the_recipe_passes_the_checks_of_the_demo(tmp_path: Path) -> None:
     assert [one["dataset"] for one in summary["datasets"]] == [part.name for part in RECIPE]
     assert "the recipe: all checks passed" in done.stderr
     assert done.stderr.count("the same") == len(RECIPE) + 2  # nothing else, and a second run
+    assert done.stderr.count("building all of it once more") == 1
+    assert "all datasets" not in done.stderr  # of a miniature, the recipe's numbers say nothing
     assert not cache.exists()
 
 

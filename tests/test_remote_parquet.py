@@ -270,7 +270,7 @@ def test_a_file_that_changes_stops_the_run(
 
     hub.on_span = change
     job = published.job(tmp_path)
-    with pytest.raises(ManifestError, match=rf"{NAMES[1]} has changed {message}; start over with --fresh"):
+    with pytest.raises(ManifestError, match=rf"{NAMES[1]} has changed {message}; put back what was there, or start"):
         run(job)
     hub.on_span = lambda *_: None
     with pytest.raises((ConfigurationError, ManifestError), match="part-00001"):

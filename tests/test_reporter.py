@@ -70,7 +70,7 @@ def test_a_run_is_logged_to_a_file_and_as_json(
     assert main([*command, "--quiet", "--log", str(log), "--min-success", "0.95"]) == 3
     printed = capfd.readouterr()
     assert "9 of 10 samples" in printed.out
-    complaint = "90.0% of the images arrived, but --min-success requires 95.0%"
+    complaint = "90.0% of the images arrived, but --min-success requires 95.0%; 'datafetch retry' may fetch more"
     warning, error = printed.err.splitlines()
     assert warning.startswith("datafetch: 9 rows are too few")
     assert error == f"datafetch: {complaint}"

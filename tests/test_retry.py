@@ -264,9 +264,9 @@ def test_a_damaged_reshard_record_requires_a_fresh_start(cut_job: Job, own_origi
     run(resharded(cut_job))
     OutputLayout(Path(cut_job.out)).reshard_record.write_text("garbage")
     before = own_origin.requests()
-    with pytest.raises(ConfigurationError, match="is damaged; --fresh starts over"):
+    with pytest.raises(ConfigurationError, match="is damaged; put back what was there, or start over with --fresh"):
         retry(cut_job.out)
-    with pytest.raises(ConfigurationError, match="is damaged; --fresh starts over"):
+    with pytest.raises(ConfigurationError, match="is damaged; put back what was there, or start over with --fresh"):
         run(resharded(cut_job))
     assert own_origin.requests() == before
     assert run(replace(resharded(cut_job), fresh=True)).totals.ok == IMAGES - 2
@@ -417,7 +417,7 @@ def test_an_impossible_reshard_record_is_damaged(cut_job: Job) -> None:
     record = path.read_bytes()
     for change in _IMPOSSIBLE_RESHARD_RECORDS:
         path.write_bytes(orjson.dumps(orjson.loads(record) | change))
-        with pytest.raises(ConfigurationError, match="is damaged; --fresh starts over"):
+        with pytest.raises(ConfigurationError, match="is damaged; put back what was there, or start over with --fresh"):
             run(replace(cut_job, world_size=4))
     path.write_bytes(record)
     assert run(replace(cut_job, world_size=4)).shards == 4

@@ -13,6 +13,7 @@ import sys
 import tracemalloc
 import zlib
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from io import BytesIO
 from itertools import pairwise
 from pathlib import Path
@@ -728,10 +729,24 @@ def test_an_observers_error_does_not_end_a_check(tmp_path: Path, caplog: pytest.
 
 def test_the_progress_line() -> None:
     """It shows the share, the counts, the rate and the remaining time."""
-    line = verifying_line(VerifyProgress(1000, 900, 3, read_bytes=25, total_bytes=100, elapsed_s=10))
+    now = VerifyProgress(
+        samples=1000, images=900, found_images=900, problems=3, read_bytes=25, total_bytes=100, elapsed_s=10
+    )
+    line = verifying_line(now)
     assert line.whole() == "25.0%  900 images  3 problems  90/s  ETA 0:30  1,000 samples"
     assert line.fitted(50) == "25.0%  900 images  3 problems  90/s  ETA 0:30"
-    assert verifying_line(VerifyProgress(0, 0, 0, 0, 0, 0.0)).whole() == "0.0%  0 images  0 samples"
+    begun = VerifyProgress(samples=0, images=0, found_images=0, problems=0, read_bytes=0, total_bytes=9, elapsed_s=0.0)
+    assert verifying_line(begun).whole() == "0.0%  0 images  0 samples"
+
+
+def test_what_is_read_and_not_decoded_is_not_done() -> None:
+    """Reading is ahead of decoding; and of files whose sizes are not known, no share is."""
+    now = VerifyProgress(
+        samples=440, images=100, found_images=400, problems=0, read_bytes=100, total_bytes=100, elapsed_s=10
+    )
+    assert verifying_line(now).whole() == "25.0%  100 images  10/s  ETA 0:30  440 samples"
+    assert verifying_line(replace(now, images=400)).whole() == "100.0%  400 images  40/s  440 samples"
+    assert verifying_line(replace(now, total_bytes=0)).whole() == "100 images  10/s  440 samples"
 
 
 def test_the_exit_code_and_output_of_the_command(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

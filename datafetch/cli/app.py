@@ -18,7 +18,7 @@ import typer
 
 import datafetch
 from datafetch.cli import signals
-from datafetch.cli.command import SETTINGS, write_examples
+from datafetch.cli.command import SETTINGS, USAGE_ERRORS, write_examples
 from datafetch.cli.exit_code import RESUME, ExitCode, complain, exit_code_of_error, message_of, without_fresh
 from datafetch.errors import DatafetchError, ResourceError, is_exhaustion
 
@@ -78,9 +78,6 @@ _COMMANDS = {
 }
 
 _MIN_ADDRESS_SPACE_BYTES = 1 << 30  # most of it reserved for threads and never used
-
-# The common base of usage errors, which typer does not export: it has its own copy of click.
-_USAGE_ERRORS: tuple[type[typer.BadParameter], ...] = (cast("type[typer.BadParameter]", typer.BadParameter.__base__),)
 
 
 class _Commands(typer.core.TyperGroup):
@@ -143,7 +140,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         code = ExitCode.INTERRUPTED
     except DatafetchError as error:
         return _complain(message_of(error), exit_code_of_error(error), words)
-    except _USAGE_ERRORS as error:
+    except USAGE_ERRORS as error:
         command = error.ctx.command_path if error.ctx else "datafetch"
         return _complain(f"{_usage_message(error)} (see '{command} --help')", ExitCode.WRONG_COMMAND, words)
     except Exception as error:

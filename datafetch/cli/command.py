@@ -22,6 +22,9 @@ SETTINGS: dict[str, Any] = {
 }
 """typer's settings for every command. Its rich help takes twice as long to load, and fits less into 80 columns."""
 
+USAGE_ERRORS: tuple[type[typer.BadParameter], ...] = (cast("type[typer.BadParameter]", typer.BadParameter.__base__),)
+"""The common base of usage errors, which typer does not export: it has its own copy of click."""
+
 _GIVEN = "given"
 _ARGUMENTS = "Arguments"
 _OPTIONS = "Options"

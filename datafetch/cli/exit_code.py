@@ -56,7 +56,11 @@ def exit_code_of(report: Report, min_success: float) -> ExitCode:
     share = report.totals.ok / images if images else 1.0
     if share >= min_success:
         return ExitCode.COMPLETE
-    _log.error("%s of the images arrived, but --min-success requires %s", f"{share:.1%}", f"{min_success:.1%}")
+    _log.error(
+        "%s of the images arrived, but --min-success requires %s; 'datafetch retry' may fetch more",
+        f"{share:.1%}",
+        f"{min_success:.1%}",
+    )
     return ExitCode.TOO_FEW_IMAGES
 
 

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 # More digits than any option takes, so that a number that is too large is refused where its maximum is known.
 _SIZE = re.compile(r"([0-9]{1,100})(\.[0-9]{1,9})?\s*([kmgt]?)(?:i?b)?", re.IGNORECASE)
+_PER_SECOND = re.compile(r"\s*/\s*s\s*$", re.IGNORECASE)
 _NUMBER = re.compile(r"-?[0-9]{1,100}")
 _STATUS = re.compile(r"[1-9][0-9]{2}")
 _TIME_OF_DAY = re.compile(r"([01]?[0-9]|2[0-3]):([0-5][0-9])")
@@ -106,9 +107,21 @@ def parse_bytes(flag: str, text: str) -> int:
     """Parse a size, such as ``33554432``, ``32M`` or ``32MiB``, into bytes; units are powers of 1024."""
     match = _SIZE.fullmatch(text.strip())
     if match is None:
-        raise ConfigurationError(f"{flag} takes bytes, or a number with K, M, G or T, not {text!r}")
+        raise ConfigurationError(f"{flag} takes bytes, such as 500000, 500K, 32MiB or 1.5G, not {text!r}")
     unit_bytes: int = 1024 ** _POWERS[match[3].lower()]
     return int(match[1]) * unit_bytes + int(float(match[2] or 0) * unit_bytes)
+
+
+def parse_rate(flag: str, text: str) -> int:
+    """Parse a size a second, such as ``10M`` or ``10MB/s``, into bytes a second.
+
+    Raises:
+        ConfigurationError: It is no such size.
+    """
+    try:
+        return parse_bytes(flag, _PER_SECOND.sub("", text))
+    except ConfigurationError:
+        raise ConfigurationError(f"{flag} takes bytes a second, such as 500000, 500K or 10MB/s, not {text!r}") from None
 
 
 def parse_kinds(values: Sequence[str] | None) -> frozenset[FailureKind]:
@@ -243,7 +256,8 @@ class GivenOptions:
 
 def _read(one: OptionField, value: Any) -> Any:
     if one.option.is_bytes:
-        return None if value == one.option.none_word else parse_bytes(one.flag, value)
+        parse = parse_rate if one.option.is_rate else parse_bytes
+        return None if value == one.option.none_word else parse(one.flag, value)
     if one.option.is_time:
         return parse_time(one.flag, value, datetime.now().astimezone())
     if one.option.none_word is not None:

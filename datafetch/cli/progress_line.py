@@ -40,6 +40,7 @@ class Importance(IntEnum):
     OK = auto()
     COUNT = auto()
     NEXT_ATTEMPT = auto()
+    ALL_TIME_LEFT_IN_WORDS = auto()
     ALL_TIME_LEFT = auto()
     FAILED = auto()
     TITLE = auto()
@@ -89,13 +90,14 @@ class ProgressLine:
 
 
 def run_line(now: Statistics, pace: Pace, *, title: str = "", later_images: int = 0) -> ProgressLine:
-    """The progress of a run. During resharding, its progress takes the place of everything after the outcomes.
+    """The progress of a run. What is done to its shards takes the place of everything after the outcomes.
 
     Args:
         now: The progress.
         pace: The pace. While nothing or little is sent it is that of seconds ago, and not shown.
         title: Which of several runs this is, as in "3 of 14 coyo"; empty if it is the only one.
-        later_images: The number of images that other runs will fetch after this one, for the time that all will take.
+        later_images: The number of images that other runs will fetch after this one, for the time that all will take;
+            0 if that is not known.
     """
     ended = now.ok + now.failed
     fields: list[tuple[Form, ...]] = []
@@ -111,12 +113,17 @@ def run_line(now: Statistics, pace: Pace, *, title: str = "", later_images: int 
     if now.resharding is not None:
         made = now.resharding
         fields.append(_only(f"{made.stage} {made.rows:,}/{made.total_rows:,} rows", Importance.STAGE))
+    elif now.is_writing:
+        fields.append(_only(f"writing shards {now.shards_published:,}/{now.shards:,}", Importance.STAGE))
     else:
         if not now.is_stalled:
             fields += _pace(pace.images_per_s)
         if left_s is not None:
             all_s = left_s + later_images / pace.images_per_s
-            in_all = [Form(f"ETA {clock(left_s)}, all {clock(all_s)}", Importance.ALL_TIME_LEFT)]
+            in_all = [
+                Form(f"ETA {clock(left_s)}, all datasets {clock(all_s)}", Importance.ALL_TIME_LEFT_IN_WORDS),
+                Form(f"ETA {clock(left_s)}, all {clock(all_s)}", Importance.ALL_TIME_LEFT),
+            ]
             fields.append((*(in_all if later_images else []), *_time_left(left_s)))
         if now.waiting is not None:
             fields.append(_waiting(now, now.waiting))
@@ -157,11 +164,15 @@ def with_activity(line: ProgressLine, now: ActivityProgress) -> ProgressLine:
 
 
 def verifying_line(now: VerifyProgress) -> ProgressLine:
-    """The progress of a verification: the share of bytes read, what was checked and found, pace, time left."""
-    share = now.read_bytes / now.total_bytes if now.total_bytes else 0.0
+    """The progress of a verification: the share that is done, what was checked and found, pace, time left."""
+    share = now.share
     images_per_s = now.images / now.elapsed_s if now.elapsed_s > 0 else 0.0
-    left_s = remaining_s(now.total_bytes - now.read_bytes, now.read_bytes / now.elapsed_s if now.elapsed_s > 0 else 0.0)
-    fields = [_only(f"{share:.1%}", Importance.SHARE), _only(counted(now.images, "image"), Importance.COUNT)]
+    left_s = None
+    fields = []
+    if share is not None:
+        left_s = remaining_s(1 - share, share / now.elapsed_s if now.elapsed_s > 0 else 0.0)
+        fields.append(_only(_percent(share), Importance.SHARE))
+    fields.append(_only(counted(now.images, "image"), Importance.COUNT))
     if now.problems:
         fields.append(_only(counted(now.problems, "problem"), Importance.FAILED))
     fields += _pace(images_per_s)

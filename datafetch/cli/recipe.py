@@ -27,6 +27,7 @@ from datafetch.model.observers import Observer
 from datafetch.model.options import OptionGroup
 from datafetch.model.statistics import Statistics
 
+_EXAMPLES = {"--source": "mmc4-core=mmc4/data", "--ids": "coyo=ids.txt"}
 _log = logging.getLogger(__name__)
 
 
@@ -115,7 +116,7 @@ def _by_name(flag: str, values: Iterable[str] | None) -> dict[str, str]:
     for value in values or ():
         name, separator, path = value.partition("=")
         if not separator or not name or not path:
-            raise ConfigurationError(f"with several targets {flag} takes NAME=PATH, such as mmc4-core=mmc4/data")
+            raise ConfigurationError(f"with several datasets {flag} takes NAME=PATH, such as {_EXAMPLES[flag]}")
         if name in by_name:
             raise ConfigurationError(f"{flag} is given twice for {name}; leave one of them out")
         by_name[name] = path
@@ -125,8 +126,9 @@ def _by_name(flag: str, values: Iterable[str] | None) -> dict[str, str]:
 def observe_built(
     number: int, planned: Sequence[PlannedDataset], *, reporter: Reporter
 ) -> Iterator[Observer[Statistics]]:
-    """Show the progress of one dataset, with which of all it is, and how long all will take."""
-    later = sum(one.open_images for one in planned[number + 1 :])
+    """Show the progress of one dataset, with which of all it is, and how long all will take if that can be known."""
+    open_images = [one.open_images for one in planned[number + 1 :]]
+    later = 0 if None in open_images else sum(images or 0 for images in open_images)
     title = f"{number + 1} of {len(planned)} {planned[number].part.name}"
     yield partial(show_progress, reporter=reporter, title=title, later_images=later)
 

@@ -10,7 +10,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from datafetch.datasets import DATASETS
+from datafetch.datasets.recipes import RECIPE
 from datafetch.model.advice import ADVICE, advice_against
+from datafetch.model.dataset import Dataset
 from datafetch.model.kinds import CounterName
 from datafetch.model.ledger_line import ShardCounts
 from datafetch.model.lost_documents import LostDocuments
@@ -18,6 +20,8 @@ from datafetch.model.outcome import OK, FailureKind
 from datafetch.model.report import Report
 from datafetch.model.sample import IdListResult
 from datafetch.model.wording import command_for, counted, lasting
+from datafetch.output.formats import PickleFormat
+from datafetch.output.training_list import list_name_of, trainers_list
 from datafetch.store.layout import OutputLayout
 
 _COUNTERS: dict[str, tuple[str, str]] = {
@@ -43,10 +47,7 @@ def report_lines(report: Report, *, is_demo: bool = False) -> list[str]:
     """
     totals = report.totals
     lines = [
-        (
-            f"{report.dataset}: {totals.rows:,} of {counted(totals.samples, 'sample')}, "
-            f"{counted(report.shards, 'shard')} in {report.out}"
-        ),
+        f"{report.dataset}: {totals.rows:,} of {counted(totals.samples, 'sample')}{_place(report)}",
         _images(totals),
         _this_run(report),
     ]
@@ -70,6 +71,14 @@ def report_lines(report: Report, *, is_demo: bool = False) -> list[str]:
     if totals.failed:
         last = [failures_line(report)]
     return [*lines, *advice_lines(report, is_demo=is_demo), *last]
+
+
+def _place(report: Report) -> str:
+    """In how many shards they are, and where; of images in files only where, and of a list alone nothing."""
+    dataset = DATASETS.get(report.dataset)
+    if dataset is None or dataset.output_format == PickleFormat.name:
+        return f", {counted(report.shards, 'shard')} in {report.out}"
+    return f" in {report.out}" if dataset.image_root is None else ""
 
 
 def _images(totals: ShardCounts) -> str:
@@ -141,19 +150,21 @@ def most_first(counts: Mapping[str, int]) -> str:
 
 
 def advice_lines(report: Report, *, is_demo: bool = False) -> Iterator[str]:
-    """Say why the trainer's list lacks records, and how failed images can still be fetched."""
+    """Say where the trainer's list is, why it lacks records, and how failed images can still be fetched."""
     dataset = DATASETS.get(report.dataset)
-    if dataset is not None and dataset.list_name is not None and report.totals.rows < report.totals.samples:
-        yield f"why the trainer's list lacks records: {OutputLayout(Path(report.out)).dropped}"
+    if dataset is not None and dataset.list_name is not None:
+        yield _trainers_list(report, dataset)
     if not report.totals.samples:
         yield "nothing was selected: check the source, the list of ids and the options that leave out records"
     missing = report.totals.outcomes.get(FailureKind.MISSING_MEMBER, 0)
     root = None if dataset is None else dataset.image_root
     if missing and root is not None:
         folder = os.path.normpath(Path(report.out) / root)
+        sets = [part.name for part in RECIPE if report.dataset in part.lists]
         yield (
-            f"{counted(missing, 'image')} {'is' if missing == 1 else 'are'} not in {folder}: prepare the image sets "
-            "with the same --root, or 'datafetch retry' those where images failed, and run the same command again"
+            f"{counted(missing, 'image')} {'is' if missing == 1 else 'are'} not in {folder}: prepare "
+            f"{', '.join(sets)} with the same --root ('datafetch retry' what failed there), and run the same command "
+            "again; what their archives lack stays missing"
         )
     if root is None and not is_demo:
         yield from _lines_about_retries(report)
@@ -183,6 +194,19 @@ def _lines_about_retries(report: Report) -> Iterator[str]:
         count = sum(retriable.values())
         images = "1 failed image again, which" if count == 1 else f"{count:,} failed images again, of which some"
         yield f"to request {images} may arrive later ({_reasons(retriable)}): {retry}"
+
+
+def _trainers_list(report: Report, dataset: Dataset) -> str:
+    """Where the trainer's list is, how many records it lacks, and where the reasons are."""
+    layout, totals = OutputLayout(Path(report.out)), report.totals
+    path = trainers_list(layout, list_name_of(layout, dataset))
+    lacking = totals.samples - totals.rows
+    if not lacking:
+        return f"the trainer's list: {path}"
+    records = f"{lacking:,} of {counted(totals.samples, 'record')}"
+    if dataset.lists_images:  # of which a record may name several, and several records the same
+        records = f"the records of {counted(lacking, 'image')}"
+    return f"the trainer's list: {path}; it lacks {records}, reasons: {layout.dropped}"
 
 
 def _lines_about_permissions(report: Report, retry: str) -> Iterator[str]:

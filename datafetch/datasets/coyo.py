@@ -49,6 +49,7 @@ _COLUMNS = {
     "text": ColumnType.STRING,
     **dict.fromkeys(SIMILARITIES, ColumnType.FLOAT),
 }
+_OWN_FILES = "for a list of your own, README.md ('my list of URLs') shows how to write it with COYO's columns"
 _PART_NAME = re.compile(r"part-\d{5}(?=[-.])")
 _PUBLISHED = re.compile(r"data/part-[\w.-]+\.parquet", re.ASCII)
 _FILES_AT_ONCE = 8  # whose footers are requested
@@ -88,7 +89,7 @@ class Coyo(DatasetDefaults):
             ManifestError: There is no parquet file, one of them is damaged or lacks a column, or the id list can't be
                 read.
         """
-        files = [ParquetFile(path, _COLUMNS) for path in list_files(source, ".parquet")]
+        files = [ParquetFile(path, _COLUMNS, own_files=_OWN_FILES) for path in list_files(source, ".parquet")]
         return CoyoManifest(files, read_ids(ids) if ids else None, skips_bad_rows=self.options.skip_bad_lines)
 
     def select_published(self, names: Sequence[str]) -> Sequence[str]:

@@ -117,6 +117,6 @@ class IndexKindDetector:
             return ""
         other = IdsIndex.KEPT if looks_kept else IdsIndex.DOCUMENT
         return (
-            f"the largest index of a shard lies at {reached:.0%} of its documents on average, which looks like "
-            f"positions among {'the kept documents' if looks_kept else 'all documents'} (--ids-index {other})"
+            f"its indices seem to count {'only documents that become rows' if looks_kept else 'all documents'} (the "
+            f"largest of a shard lies at {reached:.0%} of its documents on average); if so, give --ids-index {other}"
         )

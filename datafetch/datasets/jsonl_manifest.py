@@ -135,10 +135,22 @@ class FirstRecords:
     Attributes:
         records: At most a hundred, from the first file that has any.
         line_bytes: The mean length of their lines.
+        problem: If there are none: what is wrong with the first line that should be one, or that there is no line.
     """
 
     records: list[JsonObject] = field(default_factory=list)
     line_bytes: float = _DEFAULT_LINE_BYTES
+    problem: str = ""
+
+    def must_be_some(self) -> list[JsonObject]:
+        """The records, in which something is to be detected.
+
+        Raises:
+            ManifestError: There are none.
+        """
+        if not self.records:
+            raise ManifestError(f"{self.problem}; give files with JSON objects, one a line")
+        return self.records
 
 
 def first_records(files: Iterable[LineFile], parse: Callable[[bytes], JsonObject] | None = None) -> FirstRecords:
@@ -149,20 +161,23 @@ def first_records(files: Iterable[LineFile], parse: Callable[[bytes], JsonObject
         parse: Parses a line, as ``RecordFormat.parse_line`` does; None parses JSON.
     """
     parse = parse or parse_json_line
+    problem = ""
     for file in files:
         found: list[JsonObject] = []
         read_bytes = 0
-        for line in islice(file.lines(), _SNIFFED_LINES):
+        for number, line in enumerate(islice(file.lines(), _SNIFFED_LINES), 1):
             try:
                 found.append(parse(line))
                 read_bytes += len(line)
-            except BadRecordError:
+            except BadRecordError as error:
+                if line.strip():
+                    problem = problem or file.explain_bad_line() or f"{file.path}, line {number}: {error}"
                 continue
             if read_bytes > _SNIFFED_BYTES:
                 break
         if found:
             return FirstRecords(found, read_bytes / len(found))
-    return FirstRecords()
+    return FirstRecords(problem=problem or "the files of the source have no records")
 
 
 @dataclass(frozen=True, slots=True)

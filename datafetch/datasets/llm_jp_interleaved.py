@@ -51,7 +51,8 @@ class LlmJpInterleaved(DatasetDefaults):
         """
         files = open_folder(source)
         first = first_records(files.values())
-        url_key = choose_key("url", self.options.url_key, URL_KEYS, _images(first.records) or first.records)
+        records = first.must_be_some()
+        url_key = choose_key("url", self.options.url_key, URL_KEYS, _images(records) or records)
         log_keys({"url": url_key})
         document_format = DocumentFormat.load(url_key, self.options)
         identity = {"keys": {"url": url_key}, **document_format.identity_fields()}

@@ -69,8 +69,9 @@ class LlmJpPairsStep1(DatasetDefaults):
         """
         files = open_folder(source)
         first = first_records(files.values())
-        url_key = choose_key("url", self.options.url_key, URL_KEYS, first.records)
-        text_key = choose_key("text", self.options.text_key, TEXT_KEYS, first.records)
+        records = first.must_be_some()
+        url_key = choose_key("url", self.options.url_key, URL_KEYS, records)
+        text_key = choose_key("text", self.options.text_key, TEXT_KEYS, records)
         keys = {"url": url_key, "text": text_key}
         log_keys(keys)
         return LinesManifest(

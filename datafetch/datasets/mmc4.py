@@ -216,7 +216,9 @@ def _log_variant_and_gaps(files: Mapping[str, LineFile], listed: Sequence[int] |
     if missing:
         shown = ", ".join(map(str, missing[:_MAX_SHOWN])) + (" …" if len(missing) > _MAX_SHOWN else "")
         _log.warning(
-            "%s missing: %s", f"{counted(len(missing), 'shard')} {'is' if len(missing) == 1 else 'are'}", shown
+            "the source has no docs_shard_<number>_v3.jsonl of %s (%s); their documents are left out",
+            counted(len(missing), "number"),
+            shown,
         )
 
 

@@ -145,9 +145,9 @@ def default_source(name: str) -> str:
     part = part_of(name)
     if part.readable_place:
         return part.readable_place
-    gate = f" ({part.gate})" if part.gate else ""
-    place = f"; {name} is published at {part.published}{gate}" if part.published else f" for {name}"
-    raise ConfigurationError(f"give a --source{place}")
+    gate = f", which is {part.gate}" if part.gate else ""
+    place = f" ({part.published}){gate}" if part.published else ""
+    raise ConfigurationError(f"give a --source for {name}{place}")
 
 
 def expand_targets(targets: Sequence[str]) -> list[str]:

@@ -109,7 +109,7 @@ def find_archives(dataset: Dataset, source: str) -> Archives:
         names = " and ".join(dataset.archives)
         if without_secrets(source) != source or "@" in source:
             raise ManifestError(
-                f"what is given for {names} is no path, and no URL that begins with http:// or https://"
+                f"what is given for {names} is no path, and no URL that begins with http:// or https://; correct it"
             )
         raise ManifestError(
             f"there is no {without_secrets(source)}; needed is {names}, as a path or a URL, or the folder of it"
@@ -211,7 +211,8 @@ def kept_archives(dataset: Dataset, location: str, layout: OutputLayout) -> Arch
     kept = None if found.unpacked is not None else _kept_copies(layout, found.locations)
     if kept is None:
         raise ManifestError(
-            f"{without_secrets(location)} is not what {layout.out} was made from; start over with --fresh"
+            f"{without_secrets(location)} is not what {layout.out} was made from; give that, or start over "
+            "with --fresh, which fetches everything again"
         )
     return Archives(found.locations, copies=kept)
 

@@ -127,4 +127,4 @@ def log_choices(job: Job, manifest: Manifest) -> None:
     for choice in choices_of(job, manifest):
         _log.info("%s", choice)
     if defaults := row_defaults(job):
-        _log.info("rows follow from these defaults, too: %s", ", ".join(defaults))
+        _log.info("defaults that decide the rows: %s", ", ".join(defaults))

@@ -153,12 +153,13 @@ def disk_needs(layout: OutputLayout, estimate: DiskEstimate, published: ShardCou
     )
 
 
-def log_recipe_estimate(folder: Path, sizes: Mapping[str, int]) -> None:
+def log_recipe_estimate(folder: Path, sizes: Mapping[str, int], planned: int) -> None:
     """Log how much disk space several datasets will take; a warning if the disk has less.
 
     Args:
         folder: A folder on that disk, which need not exist yet.
         sizes: About how many gigabytes each takes, by name.
+        planned: The number of datasets that will be built, with those whose size is not known.
     """
     needed_bytes = sum(sizes.values()) * 10**9
     largest = sorted(sizes, key=lambda name: -sizes[name])[:3]
@@ -167,7 +168,7 @@ def log_recipe_estimate(folder: Path, sizes: Mapping[str, int]) -> None:
     _log.log(
         logging.INFO if is_enough else logging.WARNING,
         "%s will take about %s, downloads and caches included; %s are free%s",
-        counted(len(sizes), "dataset"),
+        counted(planned, "dataset") if len(sizes) == planned else f"{len(sizes)} of {counted(planned, 'dataset')}",
         sized(needed_bytes),
         sized(free_bytes),
         ""

@@ -116,7 +116,7 @@ def _disk_errors(layout: OutputLayout) -> Iterator[None]:
         yield
     except OSError as error:
         raise_if_exhausted(error)
-        raise ResourceError.from_disk_error(error, f"write next to {layout.out}") from error
+        raise ResourceError.from_disk_error(error, f"write to {layout.state_folder}") from error
 
 
 def _lock_output(layout: OutputLayout, lock: Lock, *, is_alone: bool) -> None:

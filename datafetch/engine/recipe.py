@@ -52,7 +52,7 @@ class PlannedDataset:
     @property
     def has_published_source(self) -> bool:
         """Whether its source is where it is published, so that the recipe's numbers hold for it."""
-        return self.job is not None and self.job.source == (self.part.readable_place or self.job.source)
+        return self.job is not None and self.job.source == self.part.readable_place
 
     @property
     def is_complete(self) -> bool:
@@ -60,11 +60,13 @@ class PlannedDataset:
         return OutputLayout(Path(self.out)).report.exists()
 
     @property
-    def open_images(self) -> int:
-        """About how many images it will have to fetch."""
+    def open_images(self) -> int | None:
+        """About how many images it will have to fetch; None if that is not known."""
         if self.job is None or self.is_complete:
             return 0
         images = (self.part.listed_images if self.lists else 0) or self.part.images
+        if not images or not self.has_published_source:
+            return self.job.limit
         return images if self.job.limit is None else min(images, self.job.limit)
 
 
@@ -129,7 +131,7 @@ def plan_recipe(
     for flag, given in (("--source", sources), ("--ids", ids)):
         if strange := next((name for name in given if name not in names), None):
             raise ConfigurationError(
-                f"{flag} {strange}=… is given, and {strange} is not among the targets: {', '.join(names)}"
+                f"{flag} {strange}=… is given, and {strange} is not among the datasets: {', '.join(names)}"
             )
     if strange := next((name for name in ids if find_dataset(name).id_list is None), None):
         raise ConfigurationError(f"{strange} does not take --ids; leave it out")
@@ -169,7 +171,8 @@ def with_limited_rows(job: Job) -> Job:
 def log_disk_space(planned: Sequence[PlannedDataset]) -> None:
     """Log how much of the disk the datasets will take that are not complete; a warning if it has less.
 
-    What is read from elsewhere than where it is published may be of any size, and is left out.
+    What is read from elsewhere than where it is published may be of any size, and is left out, and so is a part by a
+    limit. The line says of how many datasets it is true.
     """
     sizes = {
         one.part.name: one.part.gigabytes
@@ -177,7 +180,7 @@ def log_disk_space(planned: Sequence[PlannedDataset]) -> None:
         if one.job is not None and one.job.limit is None and not one.is_complete and one.has_published_source
     }
     if sizes:
-        log_recipe_estimate(Path(planned[0].out), sizes)
+        log_recipe_estimate(Path(planned[0].out), sizes, len(planned))
 
 
 def build_recipe(planned: Sequence[PlannedDataset], observe: Observe) -> Iterator[BuiltDataset]:

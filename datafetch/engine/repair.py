@@ -157,7 +157,7 @@ class LostSamples:
         except (FileNotFoundError, NotRegularFileError, ConfigurationError) as error:
             raise ConfigurationError(
                 f"{path} does not hold what failed in that shard, so its lost rows can't be made again; put back a "
-                "copy, or start over with --fresh"
+                "copy, or start over with --fresh, which fetches everything again"
             ) from error
 
 

@@ -180,5 +180,5 @@ class RetriedSamples(Samples):
         )
         return ConfigurationError(
             f"{path} does not hold what failed in that shard, so it can't be fetched again; "
-            f"put back a copy, or {way_out}start over with --fresh"
+            f"put back a copy, or {way_out}start over with --fresh, which fetches everything again"
         )

@@ -89,10 +89,11 @@ class FetchPolicy:
         None,
         _NetworkOption(
             name="max_rate",
-            help="Cap on the bytes received a second, over all connections.",
+            help="Cap on the bytes received a second, over all connections, such as 10MB/s.",
             metavar="BYTES/S|none",
             none_word="none",
             is_bytes=True,
+            is_rate=True,
         ),
     )
     max_redirects: int = 10

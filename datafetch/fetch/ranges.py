@@ -20,7 +20,7 @@ from http import HTTPStatus
 from pathlib import Path
 from typing import Protocol
 
-from datafetch.errors import ManifestError, unreadable
+from datafetch.errors import STARTS_OVER, ManifestError, unreadable
 from datafetch.fetch.fetcher import Fetcher
 from datafetch.model.location import without_secrets
 from datafetch.model.outcome import Body, Failure, FailureKind, Permission, Permissions
@@ -172,7 +172,9 @@ class RemoteRanges:
         """
         read = await self.read(0, 1)
         if isinstance(read, Failure):
-            raise ManifestError(f"{self._name} can't be read: {read.detail}; check the URL, or try again later")
+            # The detail of an address that is refused says what would allow it.
+            advice = "" if read.kind is FailureKind.BLOCKED_ADDRESS else "; check the URL, or try again later"
+            raise ManifestError(f"{self._name} can't be read: {read.detail}{advice}")
         if self.total_bytes is None:
             raise NoRangesError(
                 f"{self._name}: the server does not say how large the file is; give another URL, or a copy of the file"
@@ -263,9 +265,7 @@ class RemoteRanges:
             raise RefusedError(f"{self._name}: {reason}", failure.status)
 
     def _changed(self) -> FileChangedError:
-        return FileChangedError(
-            f"{self._name} has changed on the server since it was first read; start over with --fresh"
-        )
+        return FileChangedError(f"{self._name} has changed on the server since it was first read; {STARTS_OVER}")
 
     def _learn(self, requested_bytes: int, received_bytes: int, elapsed_s: float) -> None:
         """Adapt the size of parts to how fast this one came, and to how much the server sent of it."""
@@ -311,7 +311,7 @@ class LocalRanges:
                         return content
         except OSError as error:
             raise unreadable(self._path, error) from error
-        raise FileChangedError(f"{self._path} has changed since it was first read; start over with --fresh")
+        raise FileChangedError(f"{self._path} has changed since it was first read; {STARTS_OVER}")
 
 
 def describe(failure: Failure) -> str:

@@ -60,6 +60,7 @@ class Option:
         none_flag: The switch that sets None, if it is not an option's value that does.
         is_file: Whether its value says where a file or a folder is, which holds for one operator alone.
         is_bytes: Whether it is a size in bytes, which may be given as ``32MiB``.
+        is_rate: Whether it is such a size a second, which may also be given as ``10MB/s``.
         is_time: Whether it is a time, which may be given as ``07:00``, ``2030-12-31T07:00`` or ``6h`` from now.
         is_of_one_run: Whether it holds for one run, and so is not stored with the job.
         minimum: The minimum of an integer option of a dataset; None for no check.
@@ -75,6 +76,7 @@ class Option:
     none_flag: str = ""
     is_file: bool = False
     is_bytes: bool = False
+    is_rate: bool = False
     is_time: bool = False
     is_of_one_run: bool = False
     minimum: int | None = None

@@ -98,6 +98,11 @@ class Statistics:
         is_paused = waiting.next_attempt_s is not None
         return not moving or (is_paused and moving * _MANY_PER_MOVING <= waiting.images)
 
+    @property
+    def is_writing(self) -> bool:
+        """Whether all images have an outcome, and shards remain to be written."""
+        return self.ok + self.failed == self.expected_images and self.shards_published < self.shards
+
     def left_s(self, images: int, images_per_s: float) -> float | None:
         """How many seconds some images will take at a pace; None if there are none, or nothing or little is sent."""
         return None if self.is_stalled else remaining_s(images, images_per_s)

@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from datafetch.errors import ConfigurationError
+from datafetch.errors import ConfigurationError, raise_if_exhausted
 from datafetch.model.bounds import Count
 from datafetch.model.ledger_line import LedgerLine
 from datafetch.model.outcome import OK, FailureKind
@@ -23,6 +23,8 @@ from datafetch.model.regular_file import open_regular
 from datafetch.monitor.image_lines import LeaveOut, read_image_lines
 from datafetch.monitor.observed_output import ObservedOutput
 from datafetch.output.formats import ROWS_SUFFIX, format_of
+from datafetch.output.reshard.numbering import NumberedSamples, RowPlace, find_row
+from datafetch.output.reshard.record import read_reshard_record
 from datafetch.store.shard_summary import read_shard_summary
 
 _COLUMNS = ("key", "url")
@@ -30,19 +32,6 @@ _MAX_SAMPLES = 5
 _MAX_IMAGES = 1000  # of a sample; documents have up to 256
 _MAX_NAMED_IMAGES = 3
 _MAX_DROPPED_LINE_BYTES = 1 << 20
-
-
-@dataclass(frozen=True, slots=True)
-class RowPlace:
-    """Where a sample's row lies.
-
-    Attributes:
-        file: The name of the file.
-        number: The number of the row in it, from 0.
-    """
-
-    file: str
-    number: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,9 +111,17 @@ def explain(output: ObservedOutput, key_or_url: str, *, leave_out: LeaveOut) -> 
     if not found and not dropped:
         raise ConfigurationError(
             f"no sample of {output.layout.out} has the key {key_or_url!r}, or an image whose published URL it is; "
-            "samples that have no image, or were not reached yet, can't be found"
+            f"{_what_keys_look_like(output)}samples that have no image, whose images have no outcome yet, or that were "
+            "not reached yet, can't be found"
         )
     return Explanation(tuple(_explain_sample(output, position, leave_out) for position in chosen), found, dropped)
+
+
+def _what_keys_look_like(output: ObservedOutput) -> str:
+    """The first key of an output, as an example; empty if there is none yet."""
+    found = read_image_lines(output, ("key",), lambda lines: pc.is_valid(lines["key"]), leave_out=lambda _: None)
+    example = next((lines.lines[0].key for lines in found if lines.lines), "")
+    return f"keys here look like {example!r}, and 'datafetch failures' lists some; " if example else ""
 
 
 def _positions(output: ObservedOutput, wanted: str, leave_out: LeaveOut) -> Iterator[_Position]:
@@ -163,12 +160,26 @@ def _has_row(output: ObservedOutput, position: _Position) -> bool:
 
 
 def _place(output: ObservedOutput, position: _Position) -> RowPlace | None:
-    """Where a row lies, in an output with a file of rows for each shard of the manifest."""
+    """Where a row lies, in an output with files of rows; None if that is not known."""
     layout = output.layout
-    if layout.reshard_record.exists() or format_of(layout).allows_other_files:
+    if format_of(layout).allows_other_files:
         return None
+    if layout.reshard_record.exists():
+        return _place_in_resharded(output, position)
     has_row = read_shard_summary(layout.ledger(position.shard)).has_row
     return RowPlace(f"{position.shard}{ROWS_SUFFIX}", int(np.count_nonzero(has_row[: position.sample])))
+
+
+def _place_in_resharded(output: ObservedOutput, position: _Position) -> RowPlace | None:
+    try:
+        record = read_reshard_record(output.layout)
+        if record is None or position.shard not in record.samples:
+            return None
+        samples = NumberedSamples.read(output.layout, [shard for shard in output.job.shards if shard in record.samples])
+        return find_row(samples, record, position.shard, position.sample)
+    except (ConfigurationError, OSError) as error:  # a record or a ledger is damaged, or a run is replacing them
+        raise_if_exhausted(error)
+        return None
 
 
 def _why_lost(output: ObservedOutput, lines: tuple[LedgerLine, ...]) -> str:

@@ -51,6 +51,12 @@ def trainers_list(layout: OutputLayout, name: str) -> Path:
     return layout.out.parent / name
 
 
+def list_name_of(layout: OutputLayout, dataset: Dataset) -> str:
+    """The file name of the trainer's list of an output; empty if it has none. That of a list that is made is kept."""
+    kept = kept_copy(layout) if dataset.makes_list else None
+    return (dataset.list_name or "") if kept is None else kept.name
+
+
 def published_source(layout: OutputLayout, source: Path, name: str) -> Path:
     """The path to read the published list from: the kept copy if the trainer's list has overwritten the original.
 

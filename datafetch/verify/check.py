@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path, PurePosixPath
+from shlex import quote
 from typing import TypeAlias
 
 from datafetch.datasets import DATASETS, find_dataset
@@ -25,7 +26,7 @@ from datafetch.model.untrusted import short_repr
 from datafetch.model.wording import command_that_made
 from datafetch.output.formats import ROWS_SUFFIX, ImageFilesFormat, PickleFormat
 from datafetch.output.reshard.ranks import BATCH, GROUP, WORLD_SIZE
-from datafetch.output.training_list import kept_copy
+from datafetch.output.training_list import list_name_of
 from datafetch.process.event_loop import run_to_end
 from datafetch.store.layout import SUFFIX, OutputLayout
 from datafetch.transcode import MAX_PROCESSES, Encoding, ImageSpec, Transcoder
@@ -232,11 +233,13 @@ def _open(check: Check) -> Subject:
         ConfigurationError: There is nothing to verify, or it does not fit the loader.
     """
     out = Path(check.out)
+    if not out.exists() and _dataset_of_job(out) is None:
+        raise ConfigurationError(f"there is no {out}; {_what_to_give(out)}")
     if check.quick:
         if out.is_file():
             out = _output_of_list(out) or out
         return RecordedFiles(OutputLayout(out.absolute()), _dataset_of_job(out), check.loader)
-    if out.is_dir() or (not out.exists() and _dataset_of_job(out) is not None):  # a list needs no folder
+    if out.is_dir() or not out.exists():  # a list needs no folder
         return _open_folder(check, out)
     if not out.is_file():
         raise ConfigurationError(f"{out} is neither a folder of shards or images nor a JSON file")
@@ -246,17 +249,30 @@ def _open(check: Check) -> Subject:
     return RecordList(out, image_root, follow_links=check.follow_links)
 
 
+def _what_to_give(missing: Path) -> str:
+    """What to verify in place of a path that does not exist: the list that a run has written in its folder."""
+    names = [missing.with_name(path.name) for path in _lists_in(missing.absolute().parent)]
+    if not names:
+        return "give a folder of shards or images, or a JSON list of records"
+    return f"{'the list is' if len(names) == 1 else 'the lists are'} {', '.join(map(str, names))}"
+
+
 def _open_folder(check: Check, out: Path) -> Subject:
     dataset = _dataset_of_job(out)
     if dataset is not None and dataset.output_format not in _READABLE_FORMATS:
         raise ConfigurationError(f"verify can't read {dataset.output_format}, the output format of {dataset.name}")
     if dataset is not None and dataset.list_name is not None and check.loader in {None, dataset.loader}:
-        path = out.absolute().parent / _list_name(out, dataset)
+        path = out.absolute().parent / list_name_of(OutputLayout(out.absolute()), dataset)
         if not path.is_file():
             raise ConfigurationError(f"{path} does not exist; the run that creates it is not complete")
         image_root = _root_of_list(out, dataset) if check.image_root is None else Path(check.image_root)
         return RecordList(path, image_root, follow_links=check.follow_links)
     if not out.is_dir():
+        if OutputLayout(out.absolute()).report.exists():
+            raise ConfigurationError(
+                f"{out} has no rows, since no sample of its run became one; "
+                f"'datafetch status {quote(str(out))}' says why"
+            )
         raise ConfigurationError(f"there is no folder {out}; the run that makes it has nothing to show yet")
     if check.image_root is not None:
         raise invalid(check, "{image_root} is only for a JSON file; shards contain their images")
@@ -288,15 +304,19 @@ def _output_of_list(path: Path) -> Path | None:
     for state in sorted(path.absolute().parent.glob(f"*{SUFFIX}")):
         out = state.with_name(state.name.removesuffix(SUFFIX))
         dataset = _dataset_of_job(out)
-        if dataset is not None and _list_name(out, dataset) == path.name:
+        if dataset is not None and list_name_of(OutputLayout(out.absolute()), dataset) == path.name:
             return out
     return None
 
 
-def _list_name(out: Path, dataset: Dataset) -> str:
-    """The file name of the list of an output; empty if it has none. That of a list that is made is in the state."""
-    kept = kept_copy(OutputLayout(out.absolute())) if dataset.makes_list else None
-    return (dataset.list_name or "") if kept is None else kept.name
+def _lists_in(folder: Path) -> Iterator[Path]:
+    """The JSON lists that runs have written in a folder."""
+    for state in sorted(folder.glob(f"*{SUFFIX}")):
+        out = state.with_name(state.name.removesuffix(SUFFIX))
+        dataset = _dataset_of_job(out)
+        name = "" if dataset is None else list_name_of(OutputLayout(out.absolute()), dataset)
+        if name and (folder / name).is_file():
+            yield folder / name
 
 
 def _root_of_list(out: Path, dataset: Dataset) -> Path:

@@ -87,25 +87,38 @@ class Examination:
     read_bytes: int = 0
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class VerifyProgress:
     """A snapshot of the progress of a verification.
 
     Attributes:
         samples: Samples examined.
         images: Images that were decoded, or could not be.
+        found_images: These, and those that were read and remain to be decoded.
         problems: Problems found.
         read_bytes: Bytes read of the files that hold the samples.
-        total_bytes: The size of these files.
+        total_bytes: The size of these files; 0 if it is not known.
         elapsed_s: Time since the start.
     """
 
     samples: int
     images: int
+    found_images: int
     problems: int
     read_bytes: int
     total_bytes: int
     elapsed_s: float
+
+    @property
+    def share(self) -> float | None:
+        """About how much is done, from 0 to 1; None if that is not known.
+
+        Reading is ahead of decoding, in a small output by all of it.
+        """
+        if not self.total_bytes:
+            return None
+        decoded = self.images / self.found_images if self.found_images else 1.0
+        return self.read_bytes / self.total_bytes * decoded
 
 
 class Findings:
@@ -118,6 +131,7 @@ class Findings:
     def __init__(self, total_bytes: int = 0) -> None:
         self.samples = 0
         self.images = 0
+        self._found_images = 0
         self.problems = 0
         self._kept_problems: list[Problem] = []
         self._read_bytes = 0
@@ -127,6 +141,7 @@ class Findings:
     def add(self, examination: Examination) -> None:
         """Add the result of an examination; its images are counted when they are decoded."""
         self.samples += examination.samples
+        self._found_images += len(examination.images)
         self._read_bytes += examination.read_bytes
         for problem in examination.problems:
             self.add_problem(problem)
@@ -145,7 +160,15 @@ class Findings:
     def progress(self) -> VerifyProgress:
         """Return a snapshot of the progress."""
         elapsed_s = time.monotonic() - self._started_s
-        return VerifyProgress(self.samples, self.images, self.problems, self._read_bytes, self._total_bytes, elapsed_s)
+        return VerifyProgress(
+            samples=self.samples,
+            images=self.images,
+            found_images=self._found_images,
+            problems=self.problems,
+            read_bytes=self._read_bytes,
+            total_bytes=self._total_bytes,
+            elapsed_s=elapsed_s,
+        )
 
 
 def batched(examinations: Iterable[Examination]) -> Iterator[list[Examination]]:

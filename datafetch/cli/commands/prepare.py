@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from datafetch.cli.command import Command, as_command, with_options, write_examples
+from datafetch.cli.command import USAGE_ERRORS, Command, as_command, with_options, write_examples
 from datafetch.cli.exit_code import check_min_success, exit_code_of
 from datafetch.cli.options import (
     PERMISSIONS,
@@ -162,7 +162,11 @@ class _Prepare(Command):
             ConfigurationError: There is no such dataset or step, or it does not take an option that is given.
         """
         ctx = self.context_class(self, info_name=info_name, parent=parent, **extra)
-        given, *_ = self.make_parser(ctx).parse_args(args=list(args))
+        try:
+            given, *_ = self.make_parser(ctx).parse_args(args=list(args))
+        except USAGE_ERRORS:
+            _refuse_as_target(info_name, args, parent)
+            raise
         targets = list(cast("tuple[str, ...]", given.get("targets") or ()))
         if ctx.resilient_parsing and not (targets and set(targets) <= {*DATASETS, *STEPS}):  # completes a word
             return _WITHOUT_DATASET.make_context(info_name, args, parent, **extra)
@@ -199,6 +203,20 @@ class _PrepareHelp(Command):
         super().format_options(ctx, formatter)
 
 
+def _refuse_as_target(info_name: str | None, args: list[str], parent: Context | None) -> None:
+    """Let the command for the targets that are named refuse an option, since it knows which options and help they have.
+
+    Raises:
+        typer.BadParameter, or a sibling of it: The option is refused.
+    """
+    targets = [word for word in args if word in DATASETS or word in STEPS]
+    if targets:
+        (name, *others) = targets
+        is_one = not others and name not in STEPS
+        command = _command_for(find_dataset(name), {}) if is_one else _SEVERAL
+        command.make_context(f"{info_name} {' '.join(targets)}", list(args), parent)
+
+
 def _command_for(dataset: Dataset, given: Mapping[str, object]) -> Command:
     """Make the command for a dataset.
 
@@ -207,8 +225,11 @@ def _command_for(dataset: Dataset, given: Mapping[str, object]) -> Command:
     """
     own = [*(["ids"] if dataset.id_list else []), *(one.name for one in options_of(type(dataset.options)))]
     if strange := [_flag(name) for name in given if name in _OF_SOME and name not in own]:
-        known = ", ".join(map(_flag, sorted(own))) or "none of these options"
-        raise ConfigurationError(f"{dataset.name} does not take {', '.join(strange)}; it takes {known}")
+        known = ", ".join(map(_flag, sorted(own))) or "none"
+        raise ConfigurationError(
+            f"{dataset.name} does not take {', '.join(strange)}; of the options of single datasets it takes {known} "
+            f"('datafetch prepare {dataset.name} --help' lists all)"
+        )
     options = [*_run_parameters(dataset), *parameters_of([dataset.options])]
     command = cast("_PrepareDataset", as_command(with_options(prepare, options, GivenOptions), _PrepareDataset))
     command.dataset = dataset

@@ -18,7 +18,7 @@ from datafetch.cli.render import show_status, write_pieces
 from datafetch.engine.job import read_job
 from datafetch.errors import ConfigurationError
 from datafetch.model.untrusted import to_printable
-from datafetch.monitor.outputs_below import find_outputs, is_output
+from datafetch.monitor.outputs_below import find_outputs, is_output, name_outputs
 from datafetch.monitor.status import read_status, read_statuses
 from datafetch.store.layout import OutputLayout, output_of
 
@@ -28,7 +28,9 @@ def status(
         Path, typer.Argument(metavar="OUT", help="The output folder, its state folder, or a folder above outputs.")
     ],
     *,
-    hosts: Annotated[bool, typer.Option("--hosts", help="Show 20 hosts with failures, and not only 5.")] = False,
+    hosts: Annotated[
+        bool, typer.Option("--hosts", help="Show 20 hosts with failures, and not only 5; of one output.")
+    ] = False,
     command: Annotated[
         bool,
         typer.Option("--command", help="Print the command line of the run instead, quoted for the shell."),
@@ -42,6 +44,8 @@ def status(
     if command:
         return _show_command(out, as_json=json)
     if not is_output(out) and (below := find_outputs(out)).outputs:
+        if hosts:
+            raise ConfigurationError(f"--hosts takes one output{name_outputs(out)}")
         show_outputs(out, read_statuses(below), as_json=json)
         return ExitCode.COMPLETE
     found = read_status(out)

@@ -100,6 +100,8 @@ def _read(
                 lines[0] = b""
             ids.add(_parse(path, lines, first_line, parse, (what, form)))
             first_line += len(chunk)
+    except FileNotFoundError as error:
+        raise ManifestError(f"there is no id list {path}; --ids takes the path of a file") from error
     except (OSError, EOFError, zlib.error) as error:
         raise unreadable(f"the id list {path}", error) from error
     id_list = ids.to_list()

@@ -31,7 +31,7 @@ from datafetch.datasets.readers.file_kind import describe_non_parquet
 from datafetch.datasets.readers.limits import Int64s, max_rows
 from datafetch.datasets.readers.parquet_pages import DamagedPageError, Page, read_chunks, read_pages
 from datafetch.datasets.readers.parquet_source import LocalParquet, OpenParquet, ParquetSource, RemoteParquet
-from datafetch.errors import ManifestError, unreadable
+from datafetch.errors import STARTS_OVER, ManifestError, unreadable
 from datafetch.model.manifest import RemoteFile
 
 _BATCH_ROWS = 8192  # at COYO's 200 bytes of URL and text a row, about 2 MB as Arrow and 8 MB as Python objects
@@ -101,13 +101,14 @@ class ParquetFile:
         fingerprint: A hash of its size and its footer.
     """
 
-    def __init__(self, file: Path | RemoteFile, columns: Mapping[str, ColumnType]) -> None:
+    def __init__(self, file: Path | RemoteFile, columns: Mapping[str, ColumnType], *, own_files: str = "") -> None:
         """Read the footer of a file.
 
         Args:
             file: The file, on this machine or on a server.
             columns: The columns that will be read, and the types that they must have. ``image.bytes`` is the field
                 ``bytes`` of a column ``image`` of structs.
+            own_files: For messages: how operators write such files of their own; empty if they don't.
 
         Raises:
             ManifestError: The file can't be read, is not parquet, lacks a column, has it twice, with another type or
@@ -119,11 +120,11 @@ class ParquetFile:
         self._texts = tuple(name for name, wanted in columns.items() if wanted is ColumnType.STRING)
         with _reading(self.name), self._source.open() as opened:
             self.size_bytes = opened.size_bytes
-            self._footer_start = _find_footer(opened, self.name)
+            self._footer_start = _find_footer(opened, self.name, own_files)
             self.fingerprint = _fingerprint(opened, self._footer_start)
             with _open(opened) as parquet:
                 schema, metadata = parquet.schema_arrow, parquet.metadata
-            self._check_types(schema, columns)
+            self._check_types(schema, columns, own_files)
             paths = [metadata.schema.column(number).path for number in range(metadata.num_columns)]
             self._numbers = {name: paths.index(name) for name in columns}
             # The footer also has a number of rows for the whole file, which may be wrong.
@@ -181,7 +182,7 @@ class ParquetFile:
                         first_row += batch.num_rows
                 opened.unload()
 
-    def _check_types(self, schema: Any, columns: Mapping[str, ColumnType]) -> None:
+    def _check_types(self, schema: Any, columns: Mapping[str, ColumnType], own_files: str) -> None:
         """Check that there are the columns that will be read.
 
         Raises:
@@ -190,7 +191,8 @@ class ParquetFile:
         types = {name: _find_type(schema, name) for name in columns}
         if missing := [name for name, found in types.items() if found is None]:
             raise ManifestError(
-                f"{self.name} has no column {', '.join(missing)}; it has {', '.join(schema.names) or 'none'}"
+                f"{self.name} has no column {', '.join(missing)}; it has {', '.join(schema.names) or 'none'}; "
+                f"{own_files or 'give the published file'}"
             )
         if twice := [name for name in columns if schema.names.count(name.partition(".")[0]) > 1]:
             raise ManifestError(f"{self.name} has several columns named {', '.join(twice)}; leave one of each")
@@ -233,7 +235,7 @@ class ParquetFile:
                 opened.load([(self._footer_start, self.size_bytes)])
                 is_same = _fingerprint(opened, self._footer_start) == self.fingerprint
             if not is_same:
-                raise ManifestError(f"{self.name} has changed since it was opened; start over with --fresh")
+                raise ManifestError(f"{self.name} has changed since it was opened; {STARTS_OVER}")
             with _open(opened) as parquet:
                 yield opened, parquet
 
@@ -339,7 +341,7 @@ def _read_row(batch: Any, index: int, number: int) -> dict[str, Any] | BadRow:
     return row
 
 
-def _find_footer(opened: OpenParquet, name: str) -> int:
+def _find_footer(opened: OpenParquet, name: str, own_files: str) -> int:
     """Load the footer of a file; return its offset.
 
     Raises:
@@ -350,7 +352,8 @@ def _find_footer(opened: OpenParquet, name: str) -> int:
     opened.load([(0, min(_START_BYTES, loaded_from)), (loaded_from, size_bytes)])
     with opened.path.open("rb") as file:
         if description := describe_non_parquet(file.read(_START_BYTES)):
-            raise ManifestError(f"{name} is not parquet: {description}; {_AGAIN}")
+            own = f"{own_files}; a published file: " if own_files else ""
+            raise ManifestError(f"{name} is not parquet: {description}; {own}{_AGAIN}")
         if size_bytes < _FOOTER_END.size:
             raise ManifestError(f"{name} is not parquet: it has {size_bytes} bytes; {_AGAIN}")
         file.seek(size_bytes - _FOOTER_END.size)

@@ -38,7 +38,7 @@ import numpy as np
 import orjson
 
 from datafetch.datasets.readers.limits import Int64s
-from datafetch.errors import ManifestError
+from datafetch.errors import STARTS_OVER, ManifestError
 from datafetch.model.archive import LOCAL_HEADER_BYTES, METHODS, STORED, Member
 
 MAX_DIRECTORY_BYTES = 1 << 30
@@ -306,7 +306,7 @@ def _read_header(file: BinaryIO) -> tuple[str, Fingerprint]:
     try:
         header = msgspec.json.decode(file.readline(_MAX_HEADER_BYTES), type=_Header)
     except ValueError as error:
-        raise ManifestError("is not a copy of an archive's central directory; --fresh starts over") from error
+        raise ManifestError(f"is not a copy of an archive's central directory; {STARTS_OVER}") from error
     return header.name, Fingerprint(header.size_bytes, header.shift_bytes, header.start, header.stop, header.etag)
 
 

@@ -20,7 +20,7 @@ from pathlib import Path, PurePosixPath
 import msgspec
 import orjson
 
-from datafetch.errors import ConfigurationError, ResourceError
+from datafetch.errors import STARTS_OVER, ConfigurationError, ResourceError
 from datafetch.model.bounds import Count, Crc32
 from datafetch.model.checksum import crc32
 from datafetch.model.outcome import OK
@@ -218,7 +218,7 @@ def read_index(path: Path) -> Iterator[ImageFile]:
             try:
                 yield _index_lines.decode(line)
             except ValueError as error:
-                raise ConfigurationError(f"{path} is damaged; --fresh starts over") from error
+                raise ConfigurationError(f"{path} is damaged; {STARTS_OVER}") from error
 
 
 def _salvage(layout: OutputLayout, shard: str) -> Iterator[ImageResult]:
@@ -274,7 +274,5 @@ def publish_image_files(layout: OutputLayout, ready: Path, index: Path) -> None:
 def _final_path(layout: OutputLayout, file: ImageFile) -> Path:
     parts = PurePosixPath(file.name).parts
     if not parts or ".." in parts or parts[0] == "/" or "\0" in file.name or "/" in file.number:
-        raise ConfigurationError(
-            f"{layout.image_index_folder} names a file outside of {layout.out}; --fresh starts over"
-        )
+        raise ConfigurationError(f"{layout.image_index_folder} names a file outside of {layout.out}; {STARTS_OVER}")
     return layout.out.joinpath(*parts)

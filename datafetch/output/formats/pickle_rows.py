@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from datafetch.errors import ManifestError
+from datafetch.errors import STARTS_OVER, ManifestError
 from datafetch.model.regular_file import open_regular
 from datafetch.output.formats.pickle_form import FRAME_HEADER_BYTES, MAX_FRAME_BYTES, PREAMBLE, encode_row
 from datafetch.output.formats.plain_pickle import load_row, load_whole
@@ -59,7 +59,7 @@ def stream_frames(path: Path) -> Iterator[Iterable[bytes]]:
     """
     with path.open("rb", buffering=1 << 20) as file:
         if not _is_datafetch_shard(file):
-            raise ManifestError(f"{path} is no longer a shard written by datafetch; start over with --fresh")
+            raise ManifestError(f"{path} is no longer a shard written by datafetch; {STARTS_OVER}")
         size = os.fstat(file.fileno()).st_size
         while header := _next_header(path, file, size):
             end = file.tell() + int.from_bytes(header[1:], "little")

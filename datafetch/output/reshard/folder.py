@@ -264,7 +264,7 @@ def _locked_output(layout: OutputLayout, *, is_alone: bool) -> Iterator[None]:
         refuse_links(layout.state_folder)
         yield
     except OSError as error:
-        raise ResourceError.from_disk_error(error, f"write next to {layout.out}") from error
+        raise ResourceError.from_disk_error(error, f"write to {layout.state_folder}") from error
     finally:
         lock.release()
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from datafetch.errors import ConfigurationError
+from datafetch.errors import STARTS_OVER, ConfigurationError
 from datafetch.output.formats import ROWS_SUFFIX
 from datafetch.output.formats.output_format import size_bytes
 from datafetch.output.reshard.plan import Int64s, permutation
@@ -20,6 +20,8 @@ from datafetch.output.reshard.record import ReshardRecord
 from datafetch.store.layout import OutputLayout
 from datafetch.store.packed_bools import Bools, unpack_bools
 from datafetch.store.shard_summary import read_shard_summary
+
+_RECORD = "equal.json in the state folder, which lists the rows of the resharded shards,"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -76,17 +78,50 @@ class NumberedSamples:
         try:
             had_row = [unpack_bools(before.samples[shard], span.stop - span.start) for shard, span in self.spans()]
         except (KeyError, ValueError) as error:
-            raise ConfigurationError(
-                "equal.json of the state folder is damaged: it does not list its samples; --fresh starts over"
-            ) from error
+            raise ConfigurationError(f"{_RECORD} is damaged: it does not list its samples; {STARTS_OVER}") from error
         sample_of_row = np.flatnonzero(np.concatenate(had_row))
         if len(sample_of_row) != before.rows:
-            raise ConfigurationError(
-                "equal.json of the state folder is damaged: it lists another number of samples; --fresh starts over"
-            )
+            raise ConfigurationError(f"{_RECORD} is damaged: it lists another number of samples; {STARTS_OVER}")
         by_position = np.empty(len(sample_of_row), np.int64)
         by_position[permutation(len(sample_of_row), before.plan.shuffle)] = sample_of_row
         return by_position
+
+
+@dataclass(frozen=True, slots=True)
+class RowPlace:
+    """Where a row lies.
+
+    Attributes:
+        file: The name of the file.
+        number: The number of the row in it, from 0.
+    """
+
+    file: str
+    number: int
+
+
+def find_row(samples: NumberedSamples, record: ReshardRecord, shard: str, sample: int) -> RowPlace | None:
+    """Where the row of a sample lies in a resharded output; None if it had none when that was resharded.
+
+    Args:
+        samples: All samples of the output.
+        record: How the output was resharded.
+        shard: The sample's shard of the manifest.
+        sample: Its position in that.
+
+    Raises:
+        ConfigurationError: The record does not list the samples, or has another number of rows.
+    """
+    first = next(span.start for name, span in samples.spans() if name == shard)
+    (found,) = np.nonzero(samples.by_position(record) == first + sample)
+    if not found.size:
+        return None
+    number = int(found[0])
+    for name, file in record.files.items():
+        if number < file.rows:
+            return RowPlace(f"{name}{ROWS_SUFFIX}", number)
+        number -= file.rows
+    return None
 
 
 def find_lost_rows(layout: OutputLayout, shards: Sequence[str], record: ReshardRecord) -> Mapping[str, Bools]:

@@ -14,7 +14,7 @@ from typing import Annotated, NamedTuple
 
 from msgspec import Meta
 
-from datafetch.errors import ConfigurationError, ManifestError, ResourceError, raise_if_exhausted
+from datafetch.errors import STARTS_OVER, ConfigurationError, ManifestError, ResourceError, raise_if_exhausted
 from datafetch.model.bounds import Count, Crc32, PlainName
 from datafetch.model.checksum import crc32
 from datafetch.model.report import ReshardedEpoch
@@ -141,7 +141,7 @@ class ReshardRecord:
                 raise ConfigurationError(
                     f"{layout.ledger(shard)} is missing, and the rows of its samples are in resharded files, "
                     "which can't be made again one by one; put it back, or start over with --fresh (again, if one was "
-                    "interrupted)"
+                    "interrupted), which fetches everything again"
                 )
 
     def refuse_all_lost(self, layout: OutputLayout) -> None:
@@ -218,5 +218,5 @@ def read_reshard_record(layout: OutputLayout) -> ReshardRecord | None:
     return read_state_file(
         layout.reshard_record,
         ReshardRecord,
-        ConfigurationError(f"{layout.reshard_record} is damaged; --fresh starts over"),
+        ConfigurationError(f"{layout.reshard_record} is damaged; {STARTS_OVER}"),
     )

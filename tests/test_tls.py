@@ -229,10 +229,11 @@ class _Spoiler(_Server):
                 below.sendall(b"e" * 100)
 
 
-async def test_bytes_that_are_no_tls_are_no_body(certificate: Path) -> None:
+async def test_bytes_that_are_no_tls_are_no_body(certificate: Path, caplog: pytest.LogCaptureFixture) -> None:
     """What was not encrypted could come from anybody; the body ends there, incomplete."""
     with _Spoiler(certificate) as server:
         async with Fetcher(LAX) as fetch:
             failure = await fetch(server.url)
     assert isinstance(failure, Failure)
     assert failure.kind is FailureKind.DISCONNECTED
+    assert not caplog.records  # of the event loop, about the alert that can't be sent any more

@@ -109,6 +109,8 @@ async def _opened_meanwhile(
         except BaseException:
             opening.cancel()
             await asyncio.wait([opening])
+            if not opening.cancelled():
+                opening.exception()  # marks it as retrieved: what ended the context says more
             raise
         await opening
 

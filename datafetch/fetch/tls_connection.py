@@ -144,7 +144,7 @@ class TlsConnection(asyncio.Protocol):
 
     def _send(self, socket: asyncio.Transport) -> None:
         """Send what TLS has to say by itself: the handshake, and answers to requests for new keys."""
-        if self._outgoing.pending:
+        if self._outgoing.pending and not socket.is_closing():
             socket.write(self._outgoing.read())
 
     def _fail(self, socket: asyncio.Transport, error: ssl.SSLError) -> None:

@@ -18,7 +18,7 @@ from datafetch.cli.render import show_status, write_pieces
 from datafetch.engine.job import read_job
 from datafetch.errors import ConfigurationError
 from datafetch.model.untrusted import to_printable
-from datafetch.monitor.outputs_below import find_outputs, is_output, name_outputs
+from datafetch.monitor.outputs_below import find_outputs, is_output
 from datafetch.monitor.status import read_status, read_statuses
 from datafetch.store.layout import OutputLayout, output_of
 
@@ -43,9 +43,9 @@ def status(
     """
     if command:
         return _show_command(out, as_json=json)
-    if not is_output(out) and (below := find_outputs(out)).outputs:
-        if hosts:
-            raise ConfigurationError(f"--hosts takes one output{name_outputs(out)}")
+    if hosts:
+        out = choose_output(out)
+    elif not is_output(out) and (below := find_outputs(out)).outputs:
         show_outputs(out, read_statuses(below), as_json=json)
         return ExitCode.COMPLETE
     found = read_status(out)

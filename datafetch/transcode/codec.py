@@ -22,6 +22,7 @@ from datafetch.transcode.image.passthrough import can_pass_through, is_intact
 from datafetch.transcode.image.png import remove_refused_chunks
 from datafetch.transcode.image.resize import reduce_decoding, shrink, shrunk_size_px
 from datafetch.transcode.image.size_claims import has_oversized_tags, tiff_tile_pixels, webp_canvas_pixels
+from datafetch.transcode.image.turbo_jpeg import decode_colour_jpeg
 from datafetch.transcode.image.viewer_pixels import correct_pixels
 from datafetch.transcode.spec import DEFAULT_MAX_PIXELS, Encoding, ImageSpec, Pixels
 
@@ -177,7 +178,7 @@ def pixels(source: ImageFile.ImageFile, body: bytes, spec: ImageSpec) -> Image.I
         spec: Which pixels are written.
 
     Returns:
-        An image in mode RGB.
+        An image in mode RGB, or in RGBX, which has a fourth byte a pixel that is not written.
 
     Raises:
         Exception: Whatever Pillow raises for the data.
@@ -186,6 +187,9 @@ def pixels(source: ImageFile.ImageFile, body: bytes, spec: ImageSpec) -> Image.I
     box = reduce_decoding(source, size_px) if spec.uses_fast_resize else None
     if spec.pixels is Pixels.CORRECT:
         return correct_pixels(source, size_px, box)
+    # What is shrunk stays with Pillow's RGB: of RGBX it would compute a fourth channel.
+    if size_px == source.size and (decoded := decode_colour_jpeg(source, body)) is not None:
+        return decoded
     # Otherwise Pillow reads 64 KB at a time, and copies what it has read twice.
     source.decodermaxblock = max(len(body), math.prod(source.size) * _MAX_BYTES_PER_PIXEL)
     source.load()

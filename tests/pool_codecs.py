@@ -2,12 +2,14 @@
 
 import os
 import signal
+import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from datafetch.model.outcome import Encoded, Outcome
 from datafetch.transcode.codec import transcode
+from datafetch.transcode.image import turbo_jpeg
 from datafetch.transcode.spec import ImageSpec
 
 
@@ -141,3 +143,10 @@ def without_wall_clock(body: bytes, spec: ImageSpec) -> Outcome:
     """The real codec with its CPU limit alone: on a busy machine, the wall-clock limit could pass first."""
     signal.setitimer(signal.ITIMER_REAL, 0)
     return transcode(body, spec)
+
+
+def turbo_jpeg_state(_body: bytes, _spec: ImageSpec) -> Outcome:
+    """Return whether simplejpeg was loaded, and how many times it was compared with Pillow, before this image."""
+    state = "loaded" if "simplejpeg" in sys.modules else "missing"
+    compared = turbo_jpeg.gives_pillows_pixels.cache_info().misses
+    return Encoded(f"{state}, compared {compared} time before this image".encode(), 1, 1, "ECHO")

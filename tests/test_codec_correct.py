@@ -48,7 +48,7 @@ needs_profiles = pytest.mark.skipif(not features.check("littlecms2"), reason="th
 def written(body: bytes, spec: ImageSpec = CORRECT) -> npt.NDArray[np.int64]:
     """Return the pixels before they are encoded as JPEG, and check that the JPEG is made of them."""
     with Image.open(BytesIO(body)) as source:
-        picture = pixels(source, spec)
+        picture = pixels(source, body, spec)
     assert picture.mode == "RGB"
     outcome = transcode(body, spec)
     assert isinstance(outcome, Encoded), outcome

@@ -67,7 +67,7 @@ def gradient(size_px: tuple[int, int]) -> Image.Image:
 def decoded_pixels(body: bytes, spec: ImageSpec) -> npt.NDArray[np.float64]:
     """Return the pixels before they are encoded as JPEG."""
     with Image.open(BytesIO(body)) as source:
-        return np.asarray(pixels(source, spec), np.float64)
+        return np.asarray(pixels(source, body, spec), np.float64)
 
 
 def psnr_db(one: npt.NDArray[np.float64], other: npt.NDArray[np.float64]) -> float:

@@ -145,7 +145,7 @@ def test_every_kind_of_file_is_shrunk_fast(kind: str, rule: Pixels) -> None:
         assert transcode(body, fast) == expected
         return
     with Image.open(BytesIO(body)) as one, Image.open(BytesIO(body)) as other:
-        small, nearly = pixels(one, exact), pixels(other, fast)
+        small, nearly = pixels(one, body, exact), pixels(other, body, fast)
     assert nearly.info == small.info
     assert nearly.size == small.size
     assert np.abs(samples_of(nearly) - samples_of(small)).max() <= 4

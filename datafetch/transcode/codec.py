@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import math
 import re
 from dataclasses import replace
 from io import BytesIO
@@ -22,12 +23,14 @@ from datafetch.transcode.image.png import remove_refused_chunks
 from datafetch.transcode.image.resize import shrunk_size_px
 from datafetch.transcode.image.shrink import load_resizer, prepare_shrinking
 from datafetch.transcode.image.size_claims import has_oversized_tags, tiff_tile_pixels, webp_canvas_pixels
+from datafetch.transcode.image.turbo_jpeg import decode_colour_jpeg
 from datafetch.transcode.image.viewer_pixels import correct_pixels
 from datafetch.transcode.spec import DEFAULT_MAX_PIXELS, Encoding, ImageSpec, Pixels
 
 ALLOWED_FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 _MAX_JPEG_SIDE_PX = 65_500  # libjpeg's JPEG_MAX_DIMENSION
 _MAX_DETAIL_CHARS = 200
+_MAX_BYTES_PER_PIXEL = 4  # of what Pillow's WebP plugin decodes, and then reads like a file
 _MAGIC_BYTES = re.compile(
     rb"\xff\xd8\xff|\x89PNG\r\n\x1a\n|GIF8[79]a|II\*\0|MM\0\*|RIFF.{4}WEBP|.{4}ftypavi[fs]"
     # Text may begin with BM, too, but a file length that consists of text characters is above 150 MB.
@@ -91,7 +94,7 @@ def _transcode_repaired(body: bytes, spec: ImageSpec, sha256: str) -> Outcome | 
             if repaired.profile is not None:
                 source.info["icc_profile"] = repaired.profile
             permitted = _permitted(source, repaired.body, spec)
-            return replace(_encode(source, spec, sha256), permitted=permitted)
+            return replace(_encode(source, repaired.body, spec, sha256), permitted=permitted)
     except Exception as error:  # noqa: BLE001 - as above
         return classify(error, repaired.body, sha256)
 
@@ -109,7 +112,7 @@ def _transcode(body: bytes, spec: ImageSpec, sha256: str) -> Encoded:
 
 
 def _finish(source: ImageFile.ImageFile, body: bytes, spec: ImageSpec, sha256: str) -> Encoded:
-    return _keep(source, body, sha256) if spec.encode is Encoding.RECEIVED else _encode(source, spec, sha256)
+    return _keep(source, body, sha256) if spec.encode is Encoding.RECEIVED else _encode(source, body, spec, sha256)
 
 
 def _permitted(source: ImageFile.ImageFile, body: bytes, spec: ImageSpec) -> Permissions:
@@ -163,16 +166,24 @@ def _open_checked(body: bytes, spec: ImageSpec) -> ImageFile.ImageFile:
     return source
 
 
-def _encode(source: ImageFile.ImageFile, spec: ImageSpec, sha256: str) -> Encoded:
+def _encode(source: ImageFile.ImageFile, body: bytes, spec: ImageSpec, sha256: str) -> Encoded:
     source_format = str(source.format)
-    image = pixels(source, spec)
+    image = pixels(source, body, spec)
     jpeg = BytesIO()
     image.save(jpeg, format="JPEG", quality=spec.quality)
     return Encoded(jpeg.getvalue(), image.width, image.height, source_format, sha256)
 
 
-def pixels(source: ImageFile.ImageFile, spec: ImageSpec) -> Image.Image:
-    """Return the pixels to be written for an opened image, in mode RGB, before they are encoded as JPEG.
+def pixels(source: ImageFile.ImageFile, body: bytes, spec: ImageSpec) -> Image.Image:
+    """Return the pixels to be written for an opened image, before they are encoded as JPEG.
+
+    Args:
+        source: The image, opened but not loaded.
+        body: The file that it was opened from.
+        spec: Which pixels are written.
+
+    Returns:
+        An image in mode RGB, or in RGBX, which has a fourth byte a pixel that is not written.
 
     Raises:
         Exception: Whatever Pillow raises for the data.
@@ -180,6 +191,11 @@ def pixels(source: ImageFile.ImageFile, spec: ImageSpec) -> Image.Image:
     shrinking = prepare_shrinking(source, spec)
     if spec.pixels is Pixels.CORRECT:
         return correct_pixels(source, shrinking)
+    # What is shrunk stays with Pillow's RGB: of RGBX it would compute a fourth channel.
+    if shrinking.size_px == source.size and (decoded := decode_colour_jpeg(source, body)) is not None:
+        return decoded
+    # Otherwise Pillow reads 64 KB at a time, and copies what it has read twice.
+    source.decodermaxblock = max(len(body), math.prod(source.size) * _MAX_BYTES_PER_PIXEL)
     source.load()
     # The recipe's snippet also converts RGB, which only copies it and costs 5 to 15 % of the decoding time.
     return shrinking.apply(source if source.mode == "RGB" else source.convert("RGB"))

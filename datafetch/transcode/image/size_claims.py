@@ -87,7 +87,7 @@ def _tiffs_of_jpeg(jpeg: bytes) -> Iterator[memoryview]:
     """Yield the EXIF of a JPEG, joined from its segments, and its last MPF, as Pillow reads them."""
     exif: list[bytes] = []
     mpf = b""
-    for marker, start, end in _segments(jpeg):
+    for marker, start, end in jpeg_segments(jpeg):
         if marker == _APP1 and jpeg.startswith(_EXIF, start, end):
             exif.append(jpeg[start + len(_EXIF) if exif else start : end])
         elif marker == _APP2 and jpeg.startswith(_MPF, start, end):
@@ -98,7 +98,7 @@ def _tiffs_of_jpeg(jpeg: bytes) -> Iterator[memoryview]:
     yield memoryview(mpf)
 
 
-def _segments(jpeg: bytes) -> Iterator[tuple[int, int, int]]:
+def jpeg_segments(jpeg: bytes) -> Iterator[tuple[int, int, int]]:
     """Yield the marker and the content's start and end of each segment before the first scan, as Pillow finds them."""
     offset = len(b"\xff\xd8")
     while (found := _NEXT_MARKER.match(jpeg, offset)) and (marker := found[1][0]) != _START_OF_SCAN:

@@ -37,6 +37,7 @@ from contextlib import suppress
 from typing import NoReturn
 
 from datafetch.errors import is_exhaustion
+from datafetch.process.allocator import without_blas_threads
 from datafetch.process.child import end_with_parent
 from datafetch.transcode.pool.protocol import U32, Startup
 from datafetch.transcode.pool.shared_buffer import SharedBuffer
@@ -68,7 +69,7 @@ def main() -> None:
         except (EOFError, ConnectionError):  # the parent is gone already
             return
         _die_with(startup.parent_pid)
-        _prepare_pillow(startup.spec)
+        _prepare_codec(startup.spec)
         gc.freeze()  # keeps the pages of what is loaded now shared between all workers
         server = ForkServer(control, startup)
         try:
@@ -212,16 +213,24 @@ def _die_with(parent_pid: int) -> None:
         os._exit(1)
 
 
-def _prepare_pillow(spec: ImageSpec) -> None:
-    from PIL import AvifImagePlugin, Image  # noqa: PLC0415 - a parent that imports this module stays free of Pillow
+def _prepare_codec(spec: ImageSpec) -> None:
+    """Load and set up what all workers need."""
+    # A parent that imports this module stays free of Pillow.
+    from PIL import AvifImagePlugin, Image  # noqa: PLC0415
 
-    from datafetch.transcode.image.shrink import load_resizer  # noqa: PLC0415 - the same
+    from datafetch.transcode.image.shrink import load_resizer  # noqa: PLC0415
+    from datafetch.transcode.image.turbo_jpeg import gives_pillows_pixels  # noqa: PLC0415
 
     load_resizer(spec)  # here, since workers can't read files
     Image.MAX_IMAGE_PIXELS = None  # the spec has its own limit, which is checked from the header
     AvifImagePlugin.DEFAULT_MAX_THREADS = 1  # there is a process for each core already
     Image.init()
     warnings.simplefilter("ignore")  # Pillow's warnings about a file add nothing to the outcome
+    kept = set(os.environ)
+    without_blas_threads(os.environ)  # simplejpeg loads numpy, which reads it once
+    gives_pillows_pixels()  # here, and not in each worker
+    for name in os.environ.keys() - kept:
+        del os.environ[name]
 
 
 def _receive_exactly(control: socket.socket, length: int) -> bytes:

@@ -20,7 +20,11 @@ from datafetch.errors import ResourceError
 _PAGE = 4096
 _SOME_BYTES = 20_000
 _MAX_STRIKES = 40
-_EXPECTED = ("datafetch: estimated disk space: needs ", "datafetch: rows follow from ", "datafetch: spools may take ")
+_EXPECTED = (
+    "datafetch: estimated disk space: needs ",
+    "datafetch: defaults that decide the rows: ",
+    "datafetch: spools may take ",
+)
 # A mount namespace of its own: whatever becomes of the test, its mounts are gone with the last process in it.
 _NAMESPACE = ("--mount",) if os.geteuid() == 0 else ("--user", "--map-root-user", "--mount")
 

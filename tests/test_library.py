@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from sources import place_source
 
 import datafetch
 from datafetch import (
@@ -39,6 +40,8 @@ from datafetch import (
     Statistics,
     Transcoder,
     __version__,
+    read_status,
+    run,
 )
 from datafetch.cli.app import main
 from datafetch.cli.exit_code import message_of
@@ -248,8 +251,25 @@ async def test_a_fetcher_that_is_not_open_says_what_to_write() -> None:
         async with fetch:
             assert fetch.statistics().attempts == 0
             url: Any = Path("cat.jpg")
+            assert repr(fetch) == "<Fetcher, open, 0 attempts>"
             with pytest.raises(TypeError, match=r"^a Fetcher takes a URL as a string, or a Request, not PosixPath\("):
                 await fetch(url)
+
+
+def test_observers_that_are_no_list_and_an_output_that_is_no_path_are_named(tmp_path: Path) -> None:
+    """Each in words, with what to write."""
+
+    async def observe(_: object) -> None:
+        raise AssertionError
+
+    wrong: Any = observe
+    source = place_source("coyo", tmp_path)
+    job = Job("coyo", str(source.folder), str(tmp_path / "out"), ids=str(source.ids))
+    with pytest.raises(TypeError, match=r"^observers are given as a list, not as <function .*; write \[observe\]$"):
+        run(job, wrong)
+    number: Any = 3
+    with pytest.raises(TypeError, match=r"^an output is given by its path, not 3; give a string or a Path$"):
+        read_status(number)
 
 
 async def test_a_transcoder_that_is_not_open_says_what_to_write() -> None:

@@ -38,7 +38,7 @@ from datafetch.fetch.receive_rate import ReceiveRate
 from datafetch.model.image_interfaces import ImageTranscoder
 from datafetch.model.kinds import Loader
 from datafetch.model.ledger_line import ShardCounts
-from datafetch.model.observers import Observer, observed_by
+from datafetch.model.observers import Observer, as_observers, observed_by
 from datafetch.model.outcome import OK, Failure, Fetched, Outcome
 from datafetch.model.report import FailureCounts, FetchedShards, Report
 from datafetch.model.statistics import ReshardProgress, Statistics
@@ -235,7 +235,7 @@ class Session:
             return replace(statistics(), resharding=self._resharding)
 
         heartbeat = partial(write_heartbeats, layout=self.output.layout, path=self._progress_file)
-        async with observed_by((heartbeat, *self._observers), take_snapshot):
+        async with observed_by((heartbeat, *as_observers(self._observers)), take_snapshot):
             yield
 
     @asynccontextmanager

@@ -102,6 +102,9 @@ class Fetcher:
         self._pauses = Pauses()
         self._resources = AsyncExitStack()
 
+    def __repr__(self) -> str:
+        return f"<Fetcher, {'open' if self._is_open else 'not open'}, {self._attempts:,} attempts>"
+
     async def __aenter__(self) -> Self:
         await self._resources.enter_async_context(self._requester)
         self._is_open = True

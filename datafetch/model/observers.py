@@ -11,6 +11,7 @@ from types import TracebackType
 from typing import TypeAlias, TypeVar
 
 from datafetch.errors import DatafetchError
+from datafetch.model.untrusted import short_repr
 
 _log = logging.getLogger(__name__)
 
@@ -55,6 +56,21 @@ class SafeObserver:
         return True
 
 
+def as_observers(observers: Iterable[Observer[_Snapshot]]) -> tuple[Observer[_Snapshot], ...]:
+    """The observers that a caller gave.
+
+    Raises:
+        TypeError: They are not in a list or another iterable, or one of them is not a coroutine function.
+    """
+    if not isinstance(observers, Iterable):
+        raise TypeError(f"observers are given as a list, not as {short_repr(observers)}; write [observe]")
+    found = tuple(observers)
+    for observer in found:
+        if not (inspect.iscoroutinefunction(observer) or inspect.iscoroutinefunction(type(observer).__call__)):
+            raise TypeError(f"an observer is a coroutine function (async def), not {observer!r}")
+    return found
+
+
 @asynccontextmanager
 async def observed_by(
     observers: Iterable[Observer[_Snapshot]], take_snapshot: Callable[[], _Snapshot]
@@ -66,14 +82,11 @@ async def observed_by(
         take_snapshot: Returns how the work stands; passed to each observer.
 
     Raises:
-        TypeError: An observer is not a coroutine function.
+        TypeError: As ``as_observers`` does.
         BaseException: The one error that stopped the work, also where task groups within it raised groups of several.
             An error of datafetch's own goes first, because it tells the operator what to do.
     """
-    observers = tuple(observers)
-    for observer in observers:
-        if not (inspect.iscoroutinefunction(observer) or inspect.iscoroutinefunction(type(observer).__call__)):
-            raise TypeError(f"an observer is a coroutine function (async def), not {observer!r}")
+    observers = as_observers(observers)
     try:
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(_run_safely(observer, take_snapshot)) for observer in observers]

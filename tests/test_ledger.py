@@ -9,12 +9,14 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from outputs import line
 from test_spool import FAILURE, make_result, make_sample
 
 from datafetch.errors import ConfigurationError
 from datafetch.model.ledger_line import LedgerLine, ShardCounts
 from datafetch.model.lost_documents import LostDocuments
-from datafetch.store.ledger_reader import read_columns, read_keys, read_samples
+from datafetch.model.report import FailureCounts
+from datafetch.store.ledger_reader import count_failures, read_columns, read_keys, read_samples
 from datafetch.store.ledger_writer import LedgerWriter
 from datafetch.store.packed_bools import pack_bools
 from datafetch.store.shard_summary import ShardSummary, read_shard_counts, read_shard_summary
@@ -149,3 +151,31 @@ def test_a_summary_that_contradicts_its_counts_is_refused(tmp_path: Path, change
     pq.write_table(pq.read_table(path).replace_schema_metadata(metadata), path)
     with pytest.raises(ConfigurationError, match="is not a ledger"):
         read_shard_summary(path)
+
+
+def test_failures_are_counted_by_reason_and_by_whether_a_retry_requests_them(tmp_path: Path) -> None:
+    """Of documents without a row, a final failure leaves nothing to retry; what was not requested goes along."""
+    documents = (  # the outcomes of their images, and whether they have a row
+        (["timeout", "not_requested"], False),
+        (["timeout", "http_status", "not_requested"], False),
+        (["ok", "timeout", "http_status"], True),
+        (["ok", "ok"], True),
+        (["corrupt"], False),
+    )
+    lines = [
+        replace(line(sample, "http://x.org/", outcome), image=image, status=404 if outcome == "http_status" else None)
+        for sample, (outcomes, _) in enumerate(documents)
+        for image, outcome in enumerate(outcomes)
+    ]
+    has_row = np.array([has for _, has in documents], np.bool_)
+    path = tmp_path / "a.parquet"
+    with LedgerWriter(path, "a") as ledger:
+        ledger.write(lines)
+        ledger.finish(ShardSummary(ShardCounts(len(documents), 2, {}, 0), has_row, has_row))
+    assert count_failures(path) == FailureCounts(
+        {"timeout": 3, "HTTP 404": 2, "not_requested": 2, "corrupt": 1}, {"timeout": 2, "not_requested": 1}
+    )
+    with LedgerWriter(path, "a") as ledger:
+        ledger.write([line(0, "http://x.org/")])
+        ledger.finish(ShardSummary(ShardCounts(1, 1, {}, 0), has_row[2:3], has_row[2:3]))
+    assert count_failures(path) == FailureCounts()

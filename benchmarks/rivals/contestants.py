@@ -139,7 +139,7 @@ class Img2dataset(Contestant):
 
     Attributes:
         python: The interpreter of its environment.
-        threads: Threads that fetch, in each process; its default is 256, fewer are faster here.
+        threads: Threads that fetch, in each process; its default is 256.
     """
 
     python: Path

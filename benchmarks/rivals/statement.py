@@ -38,8 +38,8 @@ good image, the peak memory of all its processes (shared pages counted once), go
 origin saw. What differs:
 
 * datafetch commits each shard to disk and makes equal shards for 64 ranks at the end.
-* img2dataset writes WebDataset, with {threads} threads in each of its processes and without extracting EXIF. It shrinks
-  with OpenCV's INTER_AREA.
+* img2dataset writes WebDataset, with {threads} threads in each of its processes (256, its default, where the web is
+  slow or hostile), and does not extract EXIF. It shrinks with OpenCV's INTER_AREA.
 * Daft writes parquet. It can't shrink to a ratio, keeps originals that are no JPEGs, and trusts no authority but those
   that are built into it, so over HTTPS it can't take part here.
 * Pillow alone is the recipe's few lines of Python in as many processes, with the bodies in memory; its times leave out

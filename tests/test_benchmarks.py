@@ -11,6 +11,7 @@ from xml.etree import ElementTree as ET
 import pytest
 
 from benchmarks.rivals.statement import make_pages, put_block
+from benchmarks.runs.instructions import compare
 
 ROOT = Path(__file__).parent.parent
 BENCHMARKS = ROOT / "benchmarks"
@@ -161,3 +162,12 @@ def test_nothing_is_stated_without_records(project: Path) -> None:
     assert done.returncode == 2
     assert done.stderr == (f"there is no record of the comparison in {project / 'new'}; run scripts/benchmark first\n")
     assert (project / "README.md").read_bytes() == before
+
+
+@pytest.mark.parametrize(("instructions", "status"), [(1040, 0), (1060, 1), (900, 0)])
+def test_more_than_five_per_cent_more_instructions_fail(
+    instructions: int, status: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One part is enough, and it is named; another that became cheaper does not make up for it."""
+    assert compare({"codec": instructions, "fetch": 50}, {"codec": 1000, "fetch": 100}) == status
+    assert ("codec: +6.0% TOO MUCH\n" in capsys.readouterr().out) == bool(status)

@@ -36,6 +36,7 @@ _PICTURES, _PICTURES_SEED = 66, 7
 
 # The duration of an example depends on the load of the machine.
 settings.register_profile("datafetch", deadline=None)
+settings.register_profile("default set", deadline=None, max_examples=40)  # of 100, where a test names no other number
 settings.load_profile("datafetch")
 
 
@@ -48,8 +49,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--matrix-slice", type=int, metavar="N", help="which; by default the number of commits")
 
 
-def pytest_configure() -> None:
+def pytest_configure(config: pytest.Config) -> None:
     """Let the commands under test be interrupted, even if the tests are started in the background of a script."""
+    if config.getoption("--default-set"):
+        settings.load_profile("default set")
     for number in (signal.SIGINT, signal.SIGTERM):
         if signal.getsignal(number) is signal.SIG_IGN:  # which child processes would inherit
             signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
@@ -174,6 +177,13 @@ def small_pictures(pictures: tuple[Path, list[str]]) -> tuple[Path, list[str]]:
 def origin(pictures: tuple[Path, list[str]]) -> Iterator[Origin]:
     """A server of these pictures, with every misbehaviour."""
     with Origin(pictures[0]) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def own_origin(small_pictures: tuple[Path, list[str]]) -> Iterator[Origin]:
+    """A server that only one module uses, for its counts of requests; each of its tests has URLs of its own."""
+    with Origin(small_pictures[0]) as running:
         yield running
 
 

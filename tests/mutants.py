@@ -116,7 +116,7 @@ FAULTS = (
     ),
     Fault(
         "a ledger with impossible counts is accepted",
-        "store/ledger.py",
+        "store/shard_summary.py",
         " or totals.rows > totals.samples",
         "",
         ("ledger",),

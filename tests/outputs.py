@@ -15,7 +15,8 @@ from datafetch.model.sample import Sample
 from datafetch.model.statistics import Statistics
 from datafetch.monitor.heartbeat import ProgressSnapshot
 from datafetch.store.layout import OutputLayout
-from datafetch.store.ledger import LedgerWriter, ShardSummary
+from datafetch.store.ledger_writer import LedgerWriter
+from datafetch.store.shard_summary import ShardSummary
 from datafetch.store.spool_format import ImageResult, SpoolRecord
 from datafetch.store.spool_writer import write_spool
 

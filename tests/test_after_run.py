@@ -19,7 +19,8 @@ from datafetch.output.reshard.plan import Plan
 from datafetch.output.reshard.ranks import Ranks, epoch
 from datafetch.output.reshard.record import read_reshard_record
 from datafetch.store.layout import OutputLayout
-from datafetch.store.ledger import LedgerWriter, ShardSummary
+from datafetch.store.ledger_writer import LedgerWriter
+from datafetch.store.shard_summary import ShardSummary
 
 PLAN = Plan(Ranks(2, 2, 1), 7)
 Versions = Sequence[int]

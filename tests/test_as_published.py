@@ -12,9 +12,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import LOOPBACK
 from in_process import retry, run
-from test_job import read_ledger, read_rows
+from jobs import POLICY, read_ledger, read_rows
 
 from datafetch import FailureKind, Job, RetryFilter
 from datafetch.datasets import find_dataset
@@ -22,13 +21,11 @@ from datafetch.datasets.coyo import CoyoOptions
 from datafetch.datasets.mmc4 import Mmc4CoreOptions
 from datafetch.demo.origin import Origin
 from datafetch.errors import ManifestError
-from datafetch.fetch import FetchPolicy
-from datafetch.model.interfaces import Manifest
+from datafetch.model.manifest import Manifest
 from datafetch.model.sample import Sample
 from datafetch.verify import Check, run_check
 
 Pictures = tuple[Path, list[str]]
-POLICY = FetchPolicy(allow_net=LOOPBACK, backoff_s=0.01, connections=64, per_host=64, retries=0)
 
 # Fields that a line may have in addition to those of a document.
 ODD = (

@@ -8,7 +8,7 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import NoReturn
@@ -36,7 +36,7 @@ from datafetch.model.kinds import CounterName
 from datafetch.model.ledger_line import ShardCounts
 from datafetch.model.options import Effect, options_of
 from datafetch.model.outcome import FailureKind, Permission
-from datafetch.model.report import Report, ReshardedEpoch
+from datafetch.model.report import PermittedSince, Report, ReshardedEpoch
 from datafetch.model.sample import IdListResult
 from datafetch.output.retry_filter import RetryFilter
 from datafetch.transcode import Encoding, ImageSpec, Pixels, Resize
@@ -47,20 +47,11 @@ _CONNECTIONS = 24
 PATIENCE_S = 120
 
 
-@pytest.fixture(scope="module")
-def slow_origin(small_pictures: Pictures) -> Iterator[Origin]:
-    """A server that only this test uses, for its counts of requests."""
-    with Origin(small_pictures[0]) as running:
-        yield running
-
-
 @pytest.fixture
-def source(tmp_path: Path, slow_origin: Origin, small_pictures: Pictures) -> CoyoSource:
+def source(tmp_path: Path, own_origin: Origin, small_pictures: Pictures) -> CoyoSource:
     """A manifest of two shards whose images take a second each."""
     names = small_pictures[1]
-    urls = [
-        slow_origin.url("slow", names[number % len(names)], f"{tmp_path.name}-{number}") for number in range(IMAGES)
-    ]
+    urls = [own_origin.url("slow", names[number % len(names)], f"{tmp_path.name}-{number}") for number in range(IMAGES)]
     return write_coyo_source(tmp_path / "source", urls, files=2)
 
 
@@ -96,7 +87,7 @@ def start_and_wait_for_images(command: list[str], tmp_path: Path) -> subprocess.
 
 @pytest.mark.parametrize("signal_number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_an_interrupted_run_resumes(
-    tmp_path: Path, command: list[str], source: CoyoSource, slow_origin: Origin, signal_number: signal.Signals
+    tmp_path: Path, command: list[str], source: CoyoSource, own_origin: Origin, signal_number: signal.Signals
 ) -> None:
     """Ctrl-C ends the run with exit code 130 and one line; the next run fetches only what is missing."""
     process = start_and_wait_for_images(command, tmp_path)
@@ -108,28 +99,28 @@ def test_an_interrupted_run_resumes(
     assert stderr.splitlines()[-1] == "datafetch: interrupted; run the same command again to resume"
     assert "Traceback" not in stderr
     assert not psutil.wait_procs(children, timeout=PATIENCE_S)[1]
-    finish_and_check(command, tmp_path, source, slow_origin)
+    finish_and_check(command, tmp_path, source, own_origin)
 
 
-def test_a_killed_run_resumes(tmp_path: Path, command: list[str], source: CoyoSource, slow_origin: Origin) -> None:
+def test_a_killed_run_resumes(tmp_path: Path, command: list[str], source: CoyoSource, own_origin: Origin) -> None:
     """After SIGKILL no process is left and no partial file looks complete; the next run resumes image by image."""
     process = start_and_wait_for_images(command, tmp_path)
     children = psutil.Process(process.pid).children(recursive=True)
     process.kill()
     process.communicate()
     assert not psutil.wait_procs(children, timeout=PATIENCE_S)[1]
-    finish_and_check(command, tmp_path, source, slow_origin)
+    finish_and_check(command, tmp_path, source, own_origin)
 
 
-def finish_and_check(command: list[str], tmp_path: Path, source: CoyoSource, slow_origin: Origin) -> None:
+def finish_and_check(command: list[str], tmp_path: Path, source: CoyoSource, own_origin: Origin) -> None:
     """Complete the run, and check that every image is there and few were requested twice."""
-    requests_before = slow_origin.requests()
+    requests_before = own_origin.requests()
     finished = subprocess.run([*command, "--json"], check=True, capture_output=True, text=True, timeout=PATIENCE_S)
     summary = json.loads(finished.stdout)
     assert summary["images"]["ok"] == IMAGES
     assert summary["images"]["reused"] > 0
     mine = {url.split("/", 3)[3] for url in source.urls.values()}
-    requests = {path: times for path, times in slow_origin.requests().items() if path[1:] in mine}
+    requests = {path: times for path, times in own_origin.requests().items() if path[1:] in mine}
     assert len(requests) == IMAGES
     # Only images that were in flight, or in the codec, when the run ended are requested again.
     again = [path for path, times in requests.items() if times > 1]
@@ -381,12 +372,23 @@ def test_usage_names_arguments_as_manuals_do(capfd: pytest.CaptureFixture[str]) 
     assert re.findall(r"^(\w+):$", printed, re.MULTILINE) == ["Arguments", "Options"]
 
 
+@pytest.mark.parametrize("command", [[], ["prepare"]])
+def test_examples_of_help_are_commands(command: list[str], capfd: pytest.CaptureFixture[str]) -> None:
+    """Their datasets and options exist, and what they do stands behind them."""
+    assert main([*command, "--help"]) == 0
+    examples = re.findall(r"^  (datafetch .*?) +# \w", capfd.readouterr().out, re.MULTILINE)
+    assert len(examples) >= 3
+    for example in examples:
+        assert main([*example.split()[1:], "--help"]) == 0
+        assert capfd.readouterr().out.startswith("Usage: datafetch ")
+
+
 def test_help_lists_the_datasets_and_options_under_titles(capfd: pytest.CaptureFixture[str]) -> None:
     """Each dataset has a line, options of single datasets are left out, and the titles are in order."""
     assert main(["prepare", "--help"]) == 0
     printed = capfd.readouterr().out
     titles = re.findall(r"^(\w.*):$", printed, re.MULTILINE)
-    assert titles == ["Datasets", "Steps", "What to fetch", "Network", "Images", "Output", "Behaviour"]
+    assert titles == ["Examples", "Datasets", "Steps", "What to fetch", "Output", "Network", "Images", "Behaviour"]
     assert [line.split()[0] for line in printed.partition("Datasets:\n")[2].splitlines()[: len(registry.DATASETS)]] == [
         *registry.DATASETS
     ]
@@ -696,7 +698,10 @@ def test_the_report_says_how_to_fetch_failed_images(capfd: pytest.CaptureFixture
     retry = "datafetch retry 'my out'"
     advice = [
         f"1 image failed as tls: '{retry} --insecure' also accepts invalid certificates and outdated TLS",
-        f"5 images failed as opted_out: '{retry} --opt-out ignore' fetches them too",
+        (
+            f"5 images failed as opted_out: '{retry} --opt-out ignore' fetches them too; "
+            f"'{retry} --kinds opted_out' asks whether they still are"
+        ),
         "'datafetch failures 'my out'' lists 8 failed images",
     ]
     show_report(report, as_json=False)
@@ -709,6 +714,16 @@ def test_the_report_says_how_to_fetch_failed_images(capfd: pytest.CaptureFixture
             "--kinds http_status,opted_out,tls (or some of them) requests those as well"
         ),
         *advice,
+    ]
+    since = PermittedSince(("--insecure", "--opt-out ignore"), {FailureKind.TLS: 1, FailureKind.OPTED_OUT: 5})
+    show_report(replace(report, permitted_since=since), as_json=False)
+    assert capfd.readouterr().out.splitlines()[3:] == [
+        (
+            "6 images had failed before --insecure --opt-out ignore was given: "
+            f"'{retry} --kinds tls,opted_out --insecure --opt-out ignore' requests them again"
+        ),
+        again,
+        advice[-1],
     ]
     show_report(replace(report, has_open_retry=True), as_json=False)
     assert capfd.readouterr().out.splitlines()[3:] == [f"a retry was interrupted: '{retry}' completes it", *advice]

@@ -22,7 +22,9 @@ from datafetch.output.commit import Commit, commit_shard
 from datafetch.output.commit_process import CommitProcesses
 from datafetch.output.merge import Output
 from datafetch.store.layout import OutputLayout
-from datafetch.store.ledger import SCHEMA, read_keys, read_shard_counts
+from datafetch.store.ledger_format import SCHEMA
+from datafetch.store.ledger_reader import read_keys
+from datafetch.store.shard_summary import read_shard_counts
 from datafetch.store.spool import Spool
 
 COYO = find_dataset("coyo")

@@ -27,8 +27,9 @@ from datafetch.datasets.llm_jp_interleaved import LlmJpInterleavedOptions
 from datafetch.datasets.mmc4 import Mmc4CoreOptions
 from datafetch.engine.job import Job, dataset_of, identify, own_spec
 from datafetch.errors import ConfigurationError
-from datafetch.model.interfaces import Dataset, Manifest
+from datafetch.model.dataset import Dataset
 from datafetch.model.kinds import Loader, Payload
+from datafetch.model.manifest import Manifest
 from datafetch.model.options import DatasetOptions, Effect, OptionField, options_of
 from datafetch.model.outcome import Encoded, Failure, FailureKind, Outcome
 from datafetch.model.sample import Record, Sample

@@ -21,9 +21,9 @@ from datafetch.datasets.mmc4 import Mmc4CoreOptions
 from datafetch.datasets.token_count import TokenCounter
 from datafetch.errors import ConfigurationError, ManifestError, ResourceError
 from datafetch.fetch.urls import BadUrlError, parse_url
-from datafetch.model.interfaces import Manifest
 from datafetch.model.kinds import CounterName, Payload
 from datafetch.model.ledger_line import ShardCounts
+from datafetch.model.manifest import Manifest
 from datafetch.model.outcome import Encoded, Failure, FailureKind, Outcome
 from datafetch.model.sample import Record, Sample
 from datafetch.verify.rows import examine_document

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from conftest import LOOPBACK
 from in_process import THREADS, run
+from jobs import coyo_job
 from sources import place_source
 
 import datafetch
@@ -56,14 +57,8 @@ def root(tmp_path: Path) -> Path:
 @pytest.fixture
 def job(source: CoyoSource, root: Path) -> Job:
     """A job on this manifest."""
-    return Job(
-        dataset="coyo",
-        source=str(source.folder),
-        ids=str(source.ids),
-        out=str(root / OUT),
-        fetch=FetchPolicy(allow_net=LOOPBACK, connections=8, per_host=8, retries=0),
-        world_size=None,
-    )
+    policy = FetchPolicy(allow_net=LOOPBACK, connections=8, per_host=8, retries=0)
+    return coyo_job(source, root / OUT, fetch=policy, processes=None)
 
 
 def prepare(source: CoyoSource, root: Path, *options: str) -> int:

@@ -20,7 +20,8 @@ from datafetch.errors import ResourceError, is_exhaustion
 from datafetch.monitor.status import read_status
 from datafetch.output.reshard.record import read_reshard_record
 from datafetch.store.layout import OutputLayout
-from datafetch.store.ledger import read_columns, read_shard_summary
+from datafetch.store.ledger_reader import read_columns
+from datafetch.store.shard_summary import read_shard_summary
 from datafetch.verify.image_folder import ImageFolder
 from datafetch.verify.record_list import RecordList
 from datafetch.verify.shards import ShardFolder

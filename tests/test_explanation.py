@@ -17,7 +17,8 @@ from datafetch.cli.app import main
 from datafetch.model.ledger_line import LedgerLine, ShardCounts
 from datafetch.model.outcome import Permission
 from datafetch.store.layout import OutputLayout
-from datafetch.store.ledger import LedgerWriter, ShardSummary
+from datafetch.store.ledger_writer import LedgerWriter
+from datafetch.store.shard_summary import ShardSummary
 
 HOST = "http://写真.example"
 

@@ -16,17 +16,18 @@ from outputs import line, publish, spool, write_heartbeat, write_job
 from rich.cells import cell_len
 
 from datafetch.cli.app import main
+from datafetch.cli.failure_list import _SHORT_TITLES
 from datafetch.model.ledger_line import LedgerLine
 from datafetch.model.outcome import Permission
 from datafetch.store.layout import OutputLayout
-from datafetch.store.ledger import SCHEMA
+from datafetch.store.ledger_format import SCHEMA
 
 EVIL = "http://evil.example/\x1b[2J\u202e=1+1\n"
 
 
 def failed(sample: int, kind: str, url: str, **fields: Any) -> LedgerLine:
     """Return the ledger line of a failed image."""
-    return replace(line(sample, url, kind), detail=f"because of {kind}", status=None, **fields)
+    return replace(line(sample, url, kind), detail=f"because of {kind}", **{"status": None, **fields})
 
 
 @pytest.fixture
@@ -40,7 +41,7 @@ def layout(tmp_path: Path) -> OutputLayout:
         [
             line(0, "http://x.org/0"),
             failed(1, "timeout", "http://写真.example/富士山.jpg", key="富士山-0001"),
-            failed(2, "http_status", "http://X.org:81/2"),
+            failed(2, "http_status", "http://X.org:81/2", status=404),
         ],
     )
     # In the order in which they ended, with an image that was fetched again since its entry had been damaged.
@@ -54,7 +55,7 @@ def layout(tmp_path: Path) -> OutputLayout:
             failed(3, "timeout", "http://y.org/3"),
         ],
     )
-    publish(made, "d", [failed(0, "not_an_image", EVIL, key="=cmd|' /C calc'!A0")])
+    publish(made, "d", [failed(0, "not_an_image", EVIL, key="=cmd|' /C calc'!A0", status=200)])
     return made
 
 
@@ -86,11 +87,11 @@ def test_a_file_gets_whole_lines_in_the_order_of_the_manifest(
     assert {path: path.stat().st_mtime_ns for path in layout.out.parent.rglob("*")} == before
 
 
-def on_a_terminal(monkeypatch: pytest.MonkeyPatch, *words: str) -> list[str]:
-    """Run the command on a terminal of 80 columns, and return the lines that it shows."""
+def on_a_terminal(monkeypatch: pytest.MonkeyPatch, *words: str, columns: int = 80) -> list[str]:
+    """Run the command on a terminal, and return the lines that it shows."""
     screen, shell = pty.openpty()
     with os.fdopen(shell, "w") as stdout, monkeypatch.context() as patched:
-        patched.setenv("COLUMNS", "80")
+        patched.setenv("COLUMNS", str(columns))
         patched.setattr(sys, "stdout", stdout)
         assert main(["failures", *words]) == 0
     shown = b""
@@ -105,13 +106,51 @@ def test_a_terminal_gets_a_table_that_fits(layout: OutputLayout, monkeypatch: py
     long_key = "日本語の名前" * 9
     publish(layout, "c", [failed(0, "too_many_redirects", f"http://{'long.' * 30}org/", key=long_key)])
     lines = on_a_terminal(monkeypatch, str(layout.out))
-    assert len(lines) == 7
-    assert lines[0].split() == ["key", "image", "kind", "status", "host", "detail"]
+    assert lines[0].split() == ["key", "kind", "status", "host", "detail"]
     assert max(map(cell_len, lines)) <= 80
     assert "写真.example " in lines[1]
-    assert lines[5].startswith("日本語の名前日…  ")
-    assert "  long.long.lo…  because of…" in lines[5]
+    (long_line,) = (one for one in lines if one.startswith("日本語の名前日…  "))
+    assert "  long.long.long.…  because of" in long_line
+    assert lines[lines.index(long_line) + 1].strip() == "too_many_redirects"[:16]
     assert all(one.isprintable() for one in lines)
+
+
+def test_a_terminal_gets_whole_details(layout: OutputLayout, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are wrapped at words, and below each other."""
+    detail = (
+        "resolves to 10.0.0.7, which is not public, in a network that only this company has: 社内の画像サーバー" * 2
+    )
+    publish(layout, "c", [replace(failed(0, "blocked_address", "http://x.org/"), detail=detail)])
+    lines = on_a_terminal(monkeypatch, str(layout.out), "--kinds", "blocked_address")
+    assert lines[0].split() == ["key", "kind", "host", "detail"]
+    column = lines[0].index("detail")
+    assert max(map(cell_len, lines)) <= 80
+    assert "".join(one[column:] for one in lines[1:]).replace(" ", "") == detail.replace(" ", "")
+    assert all(not one[:column].strip() for one in lines[2:])
+    narrow = on_a_terminal(monkeypatch, str(layout.out), "--kinds", "blocked_address", columns=40)
+    assert len(narrow) == 2
+    assert max(map(cell_len, narrow)) <= 40
+    assert narrow[1].endswith("…")
+
+
+def test_a_column_that_says_nothing_is_left_out_until_it_does(
+    layout: OutputLayout, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The table then begins again, with all columns that have said something."""
+    many = [failed(number, "timeout", f"http://x.org/{number}") for number in range(150)]
+    many[120] = replace(many[120], status=504, outcome="http_status")
+    many[130] = replace(many[130], image=7)
+    publish(layout, "c", many)
+    lines = on_a_terminal(monkeypatch, str(layout.out), "--host", "x.org", "--kinds", "timeout,http_status")
+    titles = {number: one.split() for number, one in enumerate(lines) if one.startswith("key")}
+    assert titles == {0: ["key", "kind", "status", "host", "detail"], 132: [*_SHORT_TITLES]}
+    assert lines[133].split()[:4] == ["130", "7", "timeout", "x.org"]
+    assert len(lines) == 2 + 151
+    publish(layout, "a", [])
+    lines = on_a_terminal(monkeypatch, str(layout.out), "--host", "x.org", "--kinds", "timeout,http_status")
+    titles = {number: one.split() for number, one in enumerate(lines) if one.startswith("key")}
+    assert titles == {0: ["key", "kind", "host", "detail"], 121: [*_SHORT_TITLES]}
+    assert lines[122].split()[:5] == ["120", "0", "http_status", "504", "x.org"]
 
 
 def test_json_lines_have_every_column_of_the_ledger(layout: OutputLayout, capfd: pytest.CaptureFixture[str]) -> None:
@@ -150,12 +189,15 @@ def test_csv_cells_are_no_formulas(layout: OutputLayout, capfd: pytest.CaptureFi
         (["--host", "X.org:8080, 写真.example"], ["富士山-0001", "2", "7"]),
         (["--host", "http://y.org/"], ["3"]),
         (["--host", "x.org", "--kinds", "tls"], ["7"]),
+        (["--status", "404"], ["2"]),
+        (["--status", "503, 404", "--status", "200"], ["2", "=cmd|' /C calc'!A0"]),
+        (["--status", "404,200", "--kinds", "http_status,timeout"], ["2"]),
     ],
 )
-def test_failures_are_selected_by_kind_and_host(
+def test_failures_are_selected_by_kind_host_and_status(
     layout: OutputLayout, options: list[str], keys: list[str], capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """Both are repeatable, and take several names each."""
+    """All are repeatable, and take several values each."""
     lines = listed(capfd, str(layout.out), "--jsonl", *options)
     assert [json.loads(one)["key"] for one in lines] == keys
 
@@ -166,6 +208,8 @@ def test_that_nothing_failed_is_said_on_standard_error(layout: OutputLayout, cap
     printed = capfd.readouterr()
     assert printed.out == ""
     assert printed.err == f"datafetch: no image of {layout.out} has failed as corrupt or empty at x.org\n"
+    assert main(["failures", str(layout.out), "--status", "503,410", "--host", "x.org"]) == 0
+    assert capfd.readouterr().err.endswith("has failed with HTTP status 410 or 503 at x.org\n")
     assert main(["failures", str(layout.out), "--kinds", "empty", "--csv"]) == 0
     assert capfd.readouterr().out.startswith("key,shard,")
 
@@ -174,6 +218,8 @@ def test_that_nothing_failed_is_said_on_standard_error(layout: OutputLayout, cap
     ("options", "message"),
     [
         (["--kinds", "time_out"], "there is no failure kind 'time_out'; did you mean 'timeout'? there are: bad_url,"),
+        (["--status", "404,"], "--status takes HTTP statuses, such as 404,503, not ''"),
+        (["--status", "4xx"], "--status takes HTTP statuses, such as 404,503, not '4xx'"),
         (["--csv", "--jsonl"], "give --csv or --jsonl, not both"),
     ],
 )

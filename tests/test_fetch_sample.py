@@ -3,7 +3,6 @@
 import asyncio
 import base64
 import json
-import pickle
 import subprocess
 import sys
 from collections import Counter
@@ -13,13 +12,13 @@ from dataclasses import replace
 from functools import partial
 from itertools import count
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from conftest import LOOPBACK, until
 from in_process import retry, run
+from jobs import read_ledger, read_rows
 from runs import PATIENCE_S, Run, dying_at_a_step
 from test_spool import make_outcome, make_result, make_sample
 
@@ -34,13 +33,14 @@ from datafetch.engine.feed import Feed
 from datafetch.engine.job import hash_of, read_job
 from datafetch.errors import ConfigurationError, ManifestError
 from datafetch.fetch import BodyBudget, Fetcher, FetchPolicy
-from datafetch.model.interfaces import Samples
 from datafetch.model.ledger_line import ShardCounts
+from datafetch.model.manifest import Samples
 from datafetch.model.outcome import Failure, FailureKind
 from datafetch.model.sample import Sample, Shard
 from datafetch.output.retry_filter import RetryFilter
 from datafetch.store.layout import OutputLayout
-from datafetch.store.ledger import read_samples, read_shard_summary
+from datafetch.store.ledger_reader import read_samples
+from datafetch.store.shard_summary import read_shard_summary
 from datafetch.store.spool import Spool
 from datafetch.store.spool_format import ImageResult
 from datafetch.store.spool_reader import SpoolReader
@@ -101,17 +101,6 @@ def job(tmp_path: Path) -> Job:
         processes=1,
         world_size=None,
     )
-
-
-def read_rows(job: Job) -> list[dict[str, Any]]:
-    """Return all rows of the output, shard by shard."""
-    return [row for path in sorted(Path(job.out).glob("*.pkl")) for row in pickle.loads(path.read_bytes())]
-
-
-def read_ledger(job: Job) -> list[dict[str, Any]]:
-    """Return all ledger lines of the output, shard by shard."""
-    paths = sorted(OutputLayout(Path(job.out)).ledgers.glob("*.parquet"))
-    return [line for path in paths for line in pq.read_table(path).to_pylist()]
 
 
 def check_counts(report: Report, images: int) -> None:

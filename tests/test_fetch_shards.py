@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import LOOPBACK, until
 from in_process import THREADS, commit_in_thread, fetch_dataset, run, threads_with
+from jobs import coyo_job, files_of
 from runs import Run, RunFolders, StoredImages, Trial, dying_at_a_step, serve_trial
 from sources import place_images, place_source, tiny_options
 
@@ -72,14 +73,8 @@ def folders(tmp_path: Path) -> RunFolders:
 @pytest.fixture
 def trial_job(trial: Trial, folders: RunFolders) -> Job:
     """The job that the trial's command runs."""
-    return Job(
-        dataset="coyo",
-        source=str(trial.source.folder),
-        ids=str(trial.source.ids),
-        out=str(folders.layout.out),
-        fetch=FetchPolicy(allow_net=LOOPBACK, connections=8, per_host=8, retries=0),
-        processes=1,
-        world_size=None,
+    return coyo_job(
+        trial.source, folders.layout.out, fetch=FetchPolicy(allow_net=LOOPBACK, connections=8, per_host=8, retries=0)
     )
 
 
@@ -155,19 +150,7 @@ def source(tmp_path: Path, origin: Origin, small_pictures: Pictures) -> CoyoSour
 @pytest.fixture
 def job(tmp_path: Path, source: CoyoSource) -> Job:
     """A job that fetches this manifest."""
-    return Job(
-        dataset="coyo",
-        source=str(source.folder),
-        ids=str(source.ids),
-        out=str(tmp_path / "apart" / "out"),
-        fetch=POLICY,
-        world_size=None,
-    )
-
-
-def files_of(job: Job) -> dict[str, bytes]:
-    """Return the files that the trainer reads."""
-    return {path.name: path.read_bytes() for path in sorted(Path(job.out).iterdir())}
+    return coyo_job(source, tmp_path / "apart" / "out", fetch=POLICY, processes=None)
 
 
 @pytest.mark.parametrize(

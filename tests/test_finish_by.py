@@ -20,9 +20,10 @@ from archive_server import ArchiveServer, Behaviour
 from conftest import LOOPBACK
 from http_server import HttpServer
 from in_process import retry, run
+from jobs import read_ledger
 from PIL import Image
 from test_archives import IMAGES, archive, coco, files  # noqa: F401 - archive is a fixture
-from test_fetch_sample import read_ledger, write_documents
+from test_fetch_sample import write_documents
 
 from datafetch.cli.app import main
 from datafetch.cli.options import GivenOptions, parse_time
@@ -101,7 +102,15 @@ def test_a_time_without_a_zone_is_a_local_one(text: str, time: str) -> None:
 
 @pytest.mark.parametrize(
     ("text", "seconds"),
-    [("6h", 21_600), ("90m", 5400), ("1h30m", 5400), ("2d", 172_800), ("2030-06-01T15:00:15+00:00", 5400)],
+    [
+        ("6h", 21_600),
+        ("90m", 5400),
+        ("1h30m", 5400),
+        ("2d", 172_800),
+        ("90s", 90),
+        ("1m30s", 90),
+        ("2030-06-01T15:00:15+00:00", 5400),
+    ],
 )
 def test_a_time_may_be_relative_or_have_a_zone(text: str, seconds: int) -> None:
     """Whatever the zone of this machine."""
@@ -109,7 +118,8 @@ def test_a_time_may_be_relative_or_have_a_zone(text: str, seconds: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "soon", "25:00", "7", "6 hours", "h", "2030-13-01T00:00", "9999-12-31T23:59-23:00"]
+    "text",
+    ["", "soon", "25:00", "7", "6 hours", "h", "s", "30s1m", "1.5s", "2030-13-01T00:00", "9999-12-31T23:59-23:00"],
 )
 def test_other_times_are_refused(text: str) -> None:
     """With the three forms that there are."""
@@ -122,7 +132,7 @@ def test_a_time_that_has_passed_is_refused(tmp_path: Path, capsys: pytest.Captur
     command = ["prepare", "coyo", "--source", str(tmp_path), "--root", str(tmp_path), "--finish-by", "2020-01-01T07:00"]
     assert main(command) == 2
     assert capsys.readouterr().err == "datafetch: --finish-by 2020-01-01T07:00 has passed; give a later time\n"
-    for text in ("0m", "0d0h"):
+    for text in ("0m", "0d0h", "0s", "0m0s"):
         assert main([*command[:-1], text]) == 2
         assert capsys.readouterr().err == f"datafetch: --finish-by {text} leaves no time; give a later time\n"
 

@@ -21,6 +21,7 @@ import pytest
 from bodies import recipe, saved
 from conftest import LOOPBACK
 from in_process import fetch_dataset, run
+from jobs import coyo_job, files_of, read_ledger, read_rows
 from PIL import Image
 from pool_codecs import without_wall_clock
 
@@ -37,7 +38,8 @@ from datafetch.fetch import BodyBudget, Fetcher, FetchPolicy, OptOut
 from datafetch.model.report import ReshardedEpoch
 from datafetch.model.statistics import Statistics
 from datafetch.store.layout import OutputLayout
-from datafetch.store.ledger import read_samples, read_shard_counts
+from datafetch.store.ledger_reader import read_samples
+from datafetch.store.shard_summary import read_shard_counts
 from datafetch.store.spool_writer import write_spool
 from datafetch.transcode import ImageSpec, Transcoder
 
@@ -63,36 +65,7 @@ def source(tmp_path: Path, urls: list[str]) -> CoyoSource:
 @pytest.fixture
 def job(tmp_path: Path, source: CoyoSource) -> Job:
     """A job that fetches this manifest."""
-    return Job(
-        dataset="coyo",
-        source=str(source.folder),
-        ids=str(source.ids),
-        out=str(tmp_path / "data" / "out"),
-        fetch=POLICY,
-        processes=2,
-        world_size=None,
-    )
-
-
-def read_rows(job: Job) -> list[dict[str, Any]]:
-    """Return all rows, shard by shard, as the trainer's loader reads them."""
-    rows = []
-    for path in sorted(Path(job.out).glob("*.pkl")):
-        shard = pickle.loads(path.read_bytes())
-        assert int(path.with_suffix(".count").read_text().strip()) == len(shard)
-        rows += shard
-    return rows
-
-
-def read_ledger(job: Job) -> list[dict[str, Any]]:
-    """Return all lines of the ledger."""
-    paths = sorted(OutputLayout(Path(job.out)).ledgers.glob("*.parquet"))
-    return [line for path in paths for line in pq.read_table(path).to_pylist()]
-
-
-def files_of(job: Job) -> dict[str, bytes]:
-    """Return the files that the trainer reads."""
-    return {path.name: path.read_bytes() for path in sorted(Path(job.out).iterdir())}
+    return coyo_job(source, tmp_path / "data" / "out", fetch=POLICY, processes=2)
 
 
 def test_rows_are_in_manifest_order_with_the_recipes_bytes(

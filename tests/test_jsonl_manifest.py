@@ -19,8 +19,8 @@ from datafetch.datasets.jsonl_manifest import (
 )
 from datafetch.datasets.llm_jp_pairs_step1 import LlmJpPairsStep1Options
 from datafetch.errors import ManifestError
-from datafetch.model.interfaces import Manifest
 from datafetch.model.kinds import Payload
+from datafetch.model.manifest import Manifest
 from datafetch.model.outcome import Encoded
 from datafetch.model.sample import Record, Sample
 from datafetch.output.formats import decode_row, encode_row

@@ -14,16 +14,10 @@ from test_spool import FAILURE, make_result, make_sample
 from datafetch.errors import ConfigurationError
 from datafetch.model.ledger_line import LedgerLine, ShardCounts
 from datafetch.model.lost_documents import LostDocuments
-from datafetch.store.ledger import (
-    LedgerWriter,
-    ShardSummary,
-    pack_bools,
-    read_columns,
-    read_keys,
-    read_samples,
-    read_shard_counts,
-    read_shard_summary,
-)
+from datafetch.store.ledger_reader import read_columns, read_keys, read_samples
+from datafetch.store.ledger_writer import LedgerWriter
+from datafetch.store.packed_bools import pack_bools
+from datafetch.store.shard_summary import ShardSummary, read_shard_counts, read_shard_summary
 
 URL_BYTES = 60_000
 LINES = 1500

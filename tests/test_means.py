@@ -33,6 +33,7 @@ from datafetch.fetch.dns.address_guard import AddressGuard
 from datafetch.fetch.dns.resolver import NameNotFoundError, NameServerError, Resolver
 from datafetch.fetch.means import Means
 from datafetch.model.outcome import Body, Failure, FailureKind
+from datafetch.store.layout import OutputLayout
 
 Pictures = tuple[Path, list[str]]
 _HERE = Answer(("127.0.0.1",))
@@ -447,11 +448,19 @@ def test_a_run_without_a_name_server_stops_and_resumes(
     assert f"datafetch: no name server answers ({_NO_SERVER}); trying again for 0.5 s" in printed.err.splitlines()
     out = tmp_path / "coyo-700m" / "pkl03-split"
     assert main(["status", str(out), "--json"]) == 0
-    assert json.loads(capfd.readouterr().out)["images"]["done"] == 0
+    status = json.loads(capfd.readouterr().out)
+    assert (status["images"]["done"], status["state"]) == (0, "interrupted")
+    stopped = printed.err.splitlines()[-1].removeprefix("datafetch: ")
+    assert (status["stopped"]["message"], status["stopped"]["was_fresh"]) == (stopped, False)
+    for folder in (out, tmp_path):  # of an output, and of one above it
+        assert main(["status", str(folder)]) == 0
+        words = " ".join(capfd.readouterr().out.split())
+        assert re.search(rf"stopped [0-9.]+ s ago: {re.escape(stopped)}", words), words
     with NameServer(otherwise=_HERE) as server:
         assert main([*_command(tmp_path, source, server.address), "--json"]) == 0
     images = json.loads(capfd.readouterr().out)["images"]
     assert (images["ok"], images["failed"], images["reused"]) == (20, 0, 0)
+    assert not OutputLayout(out).last_stop.exists()
 
 
 @pytest.mark.parametrize("is_for_root_alone", [False, True])

@@ -25,7 +25,8 @@ from datafetch.output.commit import Commit, commit_shard
 from datafetch.output.merge import Output
 from datafetch.output.retry_filter import Retry, RetryFilter
 from datafetch.store.layout import OutputLayout
-from datafetch.store.ledger import read_samples, read_shard_counts, read_shard_summary
+from datafetch.store.ledger_reader import read_samples
+from datafetch.store.shard_summary import read_shard_counts, read_shard_summary
 from datafetch.store.spool import Spool
 from datafetch.store.spool_format import ImageResult, read_entries, read_marker
 from datafetch.store.spool_reader import SpoolReader

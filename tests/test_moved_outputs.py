@@ -11,8 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import LOOPBACK
 from in_process import run, threads_with
+from jobs import files_of
 from test_image_files import publish
-from test_job import files_of
 
 from datafetch import Check, Job, read_status, run_check
 from datafetch.cli.app import main
@@ -23,7 +23,7 @@ from datafetch.fetch import FetchPolicy
 from datafetch.model.ledger_line import ShardCounts
 from datafetch.output.commit import Commit
 from datafetch.store.layout import OutputLayout
-from datafetch.store.ledger import read_shard_counts
+from datafetch.store.shard_summary import read_shard_counts
 
 Pictures = tuple[Path, list[str]]
 POLICY = FetchPolicy(allow_net=LOOPBACK, backoff_s=0.01, connections=16, per_host=16, retries=0)

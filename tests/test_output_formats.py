@@ -18,7 +18,8 @@ from datafetch.model.sample import Row
 from datafetch.output.formats import FORMATS, OutputFormat, ShardWriter
 from datafetch.output.row import OutputRow, placeholder
 from datafetch.store.layout import OutputLayout
-from datafetch.store.ledger import LedgerWriter, ShardSummary
+from datafetch.store.ledger_writer import LedgerWriter
+from datafetch.store.shard_summary import ShardSummary
 
 SHARD = "part-00000"
 FILES: list[Row] = [{"name": f"{number}.jpg", "content": placeholder(0), "sample": number} for number in range(3)]

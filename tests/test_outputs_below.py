@@ -1,6 +1,7 @@
 """Commands that are given a folder above outputs: status shows each of them, and the others say which there are."""
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -66,6 +67,22 @@ def test_json_has_the_status_of_each(root: Path, capfd: pytest.CaptureFixture[st
     outputs = printed["outputs"]
     assert [one["out"] for one in outputs] == sorted(str(root / path) for path in PATHS)
     assert [one["images"]["ok"] for one in outputs] == [2, 2, 2]
+
+
+def test_an_output_that_is_being_set_aside_is_one(root: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Its job has been moved, and that of the run with ``--reuse`` is not written yet: each command says what to do."""
+    layout = OutputLayout(root / PATHS[1])
+    earlier = OutputLayout(layout.previous / "1" / layout.out.name)
+    earlier.state_folder.mkdir(parents=True)
+    layout.job.rename(earlier.job)
+    message = f"{layout.out} is being set aside for a run with --reuse; wait for that run, or if it was stopped, run "
+    for words in (["status"], ["failures"], ["retry"], ["status", "--command"]):
+        assert main([*words, str(layout.out)]) == 2
+        assert capfd.readouterr().err.startswith(f"datafetch: {message}the same command again to resume (nothing")
+    assert main(["status", str(root)]) == 0
+    assert f"unreadable {PATHS[1]} {message}" in re.sub(" +", " ", capfd.readouterr().out.replace("\n", " "))
+    assert main(["datasets", "--root", str(root), "--json"]) == 0
+    assert {one["name"]: one["state"] for one in json.loads(capfd.readouterr().out)}["coyo"] == "partial"
 
 
 @pytest.mark.parametrize("words", [["retry"], ["verify"], ["failures"], ["explain", "17"], ["status", "--command"]])

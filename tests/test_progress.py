@@ -80,7 +80,7 @@ def test_no_line_is_wider_than_the_terminal(columns: int) -> None:
     now = replace(statistics(10, ok=4_000_000, failed=1_500_000, expected=6_000_000), open_requests=3, waiting=WAITING)
     for title in ("", "13 of 14 北海道の写真と会話"):
         line = run_line(now, Pace(337.4, 12_345_678), title=title, later_images=10**6).fitted(columns)
-        assert cell_len(line) <= columns or line in ("91.6%", "73 images waiting")
+        assert cell_len(line) <= columns or line in ("91.6%", "73 waiting")
 
 
 def test_one_of_several_runs_fits_80_columns() -> None:
@@ -91,19 +91,26 @@ def test_one_of_several_runs_fits_80_columns() -> None:
     shown = line.fitted(80)
     assert shown == "10 of 14 llm-jp-interleaved  48.7%  4,930 failed  337/s  ETA 1:31, all 50:55"
     assert line.fitted(40) == "10 of 14  48.7%  337/s  ETA 1:31"
-    waiting = run_line(replace(now, open_requests=0, waiting=WAITING), Pace(), title="10 of 14 coyo").fitted(85)
-    assert waiting == "10 of 14  48.7%  73 images waiting for 127.0.1.38 (HTTP 503); next attempt in 12 s"
+    waiting = run_line(replace(now, open_requests=0, waiting=WAITING), Pace(), title="10 of 14 coyo")
+    waited = "24,340 ok  4,930 failed  73 waiting for 127.0.1.38 (HTTP 503)"
+    assert waiting.fitted(100) == f"10 of 14 coyo  48.7% 29,270/60,000  {waited}"
+    assert waiting.fitted(80) == f"10 of 14  48.7%  {waited}"
+    assert waiting.fitted(75) == f"48.7%  {waited}"
 
 
 def test_the_line_says_what_is_waited_for() -> None:
-    """If nothing or little is sent, that takes the place of other fields, and no time left is promised."""
+    """If nothing or little is sent, that and the outcomes are what stays, and no time left is promised."""
     now = replace(statistics(10, ok=3000, failed=927), open_requests=0, waiting=WAITING)
     line = run_line(now, Pace(80.0))
     waited = "73 images waiting for 127.0.1.38 (HTTP 503); next attempt in 12 s"
     assert line.whole() == f"98.1% 3,927/4,000  3,000 ok  927 failed  {waited}  1/4 shards"
-    assert line.fitted(80) == f"98.1%  {waited}"
-    assert line.fitted(55) == "98.1%  73 images waiting for 127.0.1.38 (HTTP 503)"
-    assert line.fitted(28) == "98.1%  73 images waiting"
+    assert line.fitted(100) == f"98.1%  3,000 ok  927 failed  {waited}"
+    assert line.fitted(80) == "98.1% 3,927/4,000  3,000 ok  927 failed  73 waiting for 127.0.1.38 (HTTP 503)"
+    assert line.fitted(75) == "98.1%  3,000 ok  927 failed  73 waiting for 127.0.1.38 (HTTP 503)"
+    assert line.fitted(60) == "98.1%  927 failed  73 waiting for 127.0.1.38 (HTTP 503)"
+    assert line.fitted(50) == "98.1%  73 waiting for 127.0.1.38 (HTTP 503)"
+    assert line.fitted(40) == "98.1%  3,000 ok  927 failed  73 waiting"
+    assert line.fitted(20) == "98.1%  73 waiting"
     assert "ETA" not in run_line(replace(now, open_requests=2), Pace(80.0)).whole()
     assert "ETA" in run_line(replace(now, transcoding=40), Pace(80.0)).whole()
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from hub_server import HubServer
+from outputs import write_job
 from runs import PATIENCE_S
 from sources import DATA, place_source, serve_pictures
 
@@ -20,6 +21,7 @@ from datafetch.datasets.recipes import RECIPE, STEPS, expand_targets
 from datafetch.datasets.synthdog_ja import SynthdogJaOptions
 from datafetch.engine.recipe import plan_recipe
 from datafetch.errors import ConfigurationError
+from datafetch.store.layout import OutputLayout
 
 OPTIONS = ("--allow-net", "127.0.0.0/8", "--connections", "8", "--processes", "1", "--retries", "0", "--no-reshard")
 LISTS = {
@@ -237,6 +239,39 @@ def test_the_table_is_for_a_terminal_of_80_columns(tmp_path: Path, capfd: pytest
     assert len(table.splitlines()) == len(RECIPE) + 1
     assert all(len(line) <= 80 for line in table.splitlines())
     assert all(part.published in places and DATASETS[part.name].path in places for part in RECIPE)
+
+
+def test_a_complete_run_over_a_part_says_of_which(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """In the table by the options, and below it with their values and the number of rows; in JSON, too."""
+    selections: dict[str, dict[str, Any]] = {
+        "coyo": {"limit": 10_000_000, "ids": "/lists/coyo ids.txt"},
+        "mmc4-core": {"limit": 100, "ids": None},
+        "gqa": {"limit": None, "ids": None},
+    }
+    for name, selection in selections.items():
+        layout = OutputLayout(tmp_path / DATASETS[name].path)
+        write_job(layout, "a", limit=selection["limit"])
+        job = json.loads(layout.job.read_bytes()) | {"asked": {"ids": selection["ids"]}}
+        layout.job.write_text(json.dumps(job))
+        layout.report.write_text(json.dumps({"images": {"ok": 100}, "samples": {"rows": 95}}))
+    assert main(["datasets", "--root", str(tmp_path)]) == 0
+    table, _, places = capfd.readouterr().out.partition("\n\n")
+    assert all(len(line) <= 80 for line in table.splitlines())
+    states = {line.split()[1]: line.split("100  ")[-1] for line in table.splitlines() if "complete" in line}
+    assert states == {"coyo": "complete (--limit --ids)", "mmc4-core": "complete (--limit 100)", "gqa": "complete"}
+    assert [line.strip() for line in places.splitlines() if "95 rows" in line] == [
+        "95 rows, selected by --limit 10000000 --ids '/lists/coyo ids.txt'",
+        "95 rows, selected by --limit 100",
+    ]
+    assert main(["datasets", "--root", str(tmp_path), "--json"]) == 0
+    shown = {one["name"]: one for one in json.loads(capfd.readouterr().out)}
+    for name, selection in selections.items():
+        assert {key: shown[name][key] for key in ("state", "rows", "limit", "ids")} == {
+            "state": "complete",
+            "rows": 95,
+            **selection,
+        }
+    assert (shown["gqa"]["present"], shown["textvqa"]["rows"]) == (100, None)
 
 
 @pytest.mark.parametrize(

@@ -8,11 +8,13 @@ import socket
 from pathlib import Path
 
 import pytest
-from outputs import line, publish, write_job
+from outputs import line, publish, spool, write_job
 
 from datafetch.cli.app import main
 from datafetch.demo.manifest import write_coyo_source
+from datafetch.model.kinds import Loader
 from datafetch.model.regular_file import NotRegularFileError, open_regular, require_regular
+from datafetch.output.stored.results import StoredResults
 from datafetch.store.layout import OutputLayout
 
 
@@ -72,7 +74,7 @@ def test_a_fifo_in_place_of_a_file_that_is_needed_is_refused(
     assert str(layout.state_folder / name) in printed.out + printed.err
 
 
-@pytest.mark.parametrize("name", ["report.json", "progress.json", "retry.json", "lock", "shards.lock"])
+@pytest.mark.parametrize("name", ["report.json", "progress.json", "stopped.json", "retry.json", "lock", "shards.lock"])
 def test_a_fifo_in_place_of_a_file_that_can_be_done_without_is_passed_over(
     layout: OutputLayout, name: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -96,3 +98,33 @@ def test_a_fifo_is_no_job_and_no_id_list(tmp_path: Path, capfd: pytest.CaptureFi
     )
     assert main(["prepare", "--job", str(fifo), *words]) == 2
     assert re.fullmatch(r"datafetch: \S+/fifo is not a job of this version of datafetch; .*\n", capfd.readouterr().err)
+
+
+@pytest.mark.parametrize("has_ids", [True, False])
+def test_a_fifo_is_no_manifest_file(tmp_path: Path, has_ids: bool, capfd: pytest.CaptureFixture[str]) -> None:
+    """Of a folder of parquet files, each is opened several times."""
+    source = write_coyo_source(tmp_path / "source", ["http://x.org/0", "http://x.org/1"], files=2)
+    manifest_file = sorted(source.folder.glob("*.parquet"))[1]
+    put_fifo(manifest_file)
+    ids = ["--ids", str(source.ids)] if has_ids else []
+    assert main(["prepare", "coyo", "--source", str(source.folder), *ids, "--root", str(tmp_path / "root")]) == 2
+    assert capfd.readouterr().err.endswith(
+        f"cannot read {manifest_file} as parquet: not a regular file; fix this, or give a copy that can be read\n"
+    )
+
+
+def test_a_fifo_in_place_of_a_spool_has_no_images_to_reuse(
+    layout: OutputLayout, caplog: pytest.LogCaptureFixture
+) -> None:
+    """All others are still found, also when it takes the place of a spool that was read before."""
+    spool(layout, "b", [line(0, "http://x.org/2")])
+    folder = next(layout.all_spools.iterdir())
+    put_fifo(folder / "c.spool")
+    results = StoredResults(layout, ["a"], Loader.COYO, [folder])
+    assert "c.spool can be read" in caplog.text
+    found = results.find("http://x.org/2", lambda _: True)
+    assert found is not None
+    assert found.jpeg == b"jpeg"
+    put_fifo(folder / "b.spool")
+    assert results.find("http://x.org/2", lambda _: True) is None
+    assert results.find("http://x.org/1", lambda _: True) is not None

@@ -10,6 +10,7 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import cache
 from io import BytesIO
 from pathlib import Path
 
@@ -63,7 +64,7 @@ class Published:
 
     def span(self, name: str, group: int, column: str) -> tuple[int, int]:
         """Where a column of a row group lies in a file."""
-        part = pq.read_metadata(BytesIO(self.files[name])).row_group(group)
+        part = _metadata(self.files[name]).row_group(group)
         chunk = next(one for one in map(part.column, range(part.num_columns)) if one.path_in_schema == column)
         start = chunk.dictionary_page_offset or chunk.data_page_offset
         return start, start + chunk.total_compressed_size
@@ -80,6 +81,11 @@ class Published:
     def opening_bytes(self, name: str) -> int:
         """What is requested of a file when it is opened for the first time: its beginning, and its footer."""
         return 1 + 1024 + max(_TAIL_BYTES, self.footer_bytes(name))
+
+
+@cache
+def _metadata(content: bytes) -> pq.FileMetaData:
+    return pq.read_metadata(BytesIO(content))
 
 
 def parquet(number: int, urls: Mapping[int, str], similar: frozenset[int] = frozenset()) -> bytes:
@@ -210,7 +216,11 @@ def test_a_server_that_recovers_is_waited_for(
     ("changes", "message"),
     [
         ({"serves_ranges": False}, "the server does not serve parts of the file; download it"),
-        ({"file_status": 401}, "its terms have to be accepted first, so it can't be read where it is; download it"),
+        pytest.param(
+            {"file_status": 401},
+            "its terms have to be accepted first, so it can't be read where it is; download it",
+            marks=pytest.mark.slow,  # as 403
+        ),
         ({"file_status": 403}, "its terms have to be accepted first, so it can't be read where it is; download it"),
         ({"file_status": 404}, "the hub does not have it any more; check the revision"),
         ({"file_status": 500}, r"can't be read now \(HTTP 500\); run the same command again later to resume"),

@@ -5,18 +5,16 @@ import os
 import pickle
 import shutil
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import LOOPBACK
 from in_process import THREADS, commit_in_thread, retry, run, threads_with
+from jobs import POLICY, coyo_job, files_of, path_of, read_ledger, read_rows, requests_since
 from runs import OPTIONS, Run, dying_at_a_step
 from test_conservation import document, write_lines
-from test_job import files_of, read_ledger, read_rows
-from test_retry import path_of, requests_since
 
 from datafetch import Check, FailureKind, Job, RetryFilter, fetch_shards, finish, run_check
 from datafetch.cli.app import main
@@ -26,7 +24,6 @@ from datafetch.demo.origin import Origin
 from datafetch.engine.repair import _read_token
 from datafetch.engine.session import Backends
 from datafetch.errors import ConfigurationError, ResourceError
-from datafetch.fetch import FetchPolicy
 from datafetch.model.ledger_line import ShardCounts
 from datafetch.model.regular_file import NotRegularFileError
 from datafetch.output.commit import Commit
@@ -34,15 +31,7 @@ from datafetch.store.layout import OutputLayout
 
 Pictures = tuple[Path, list[str]]
 IMAGES = 60
-POLICY = FetchPolicy(allow_net=LOOPBACK, backoff_s=0.01, connections=64, per_host=64, retries=0)
 BLOCKED = replace(POLICY, allow_net=())
-
-
-@pytest.fixture(scope="module")
-def own_origin(small_pictures: Pictures) -> Iterator[Origin]:
-    """A server that only these tests use, for its counts of requests; each test has URLs of its own."""
-    with Origin(small_pictures[0]) as running:
-        yield running
 
 
 class Urls:
@@ -76,15 +65,7 @@ def source(tmp_path: Path, urls: Urls) -> CoyoSource:
 @pytest.fixture
 def job(tmp_path: Path, source: CoyoSource) -> Job:
     """A job that reshards for two ranks, which is done."""
-    done = Job(
-        dataset="coyo",
-        source=str(source.folder),
-        ids=str(source.ids),
-        out=str(tmp_path / "データ" / "out"),
-        fetch=POLICY,
-        processes=1,
-        world_size=2,
-    )
+    done = coyo_job(source, tmp_path / "データ" / "out", world_size=2)
     run(done)
     return done
 
@@ -465,7 +446,7 @@ def test_the_undoing_of_a_repair_can_be_killed_at_any_moment(tmp_path: Path, sou
         *("--ids", str(source.ids), "--root", str(root), *options, "--world-size", "2"),
     ]
     out = root / "coyo-700m" / "pkl03-split"
-    job = Job("coyo", str(source.folder), str(out), str(source.ids), fetch=POLICY, processes=1, world_size=2)
+    job = coyo_job(source, out, world_size=2)
     run(job)
     before, ledgers, copy = files_of(job), _ledgers_of(job), tmp_path / "copy"
     _move_away(job, ["part-00001"], copy)

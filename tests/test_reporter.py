@@ -187,3 +187,13 @@ def test_what_stops_a_command_is_in_the_log(tmp_path: Path) -> None:
         with pytest.raises(type(error)), open_reporter(Reporting(log=str(log))):
             raise error
     assert logged(log) == [("error", "interrupted"), ("error", "a bug"), ("error", "AssertionError()")]
+
+
+def test_the_log_names_options_as_standard_error_does(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """And not the fields that they set."""
+    log = tmp_path / "log"
+    command = ["prepare", "ocr-vqa", "--source", str(tmp_path), "--root", str(tmp_path / "root")]
+    assert main([*command, "--payload", "bytes", "--log", str(log)]) == 2
+    message = "ocr-vqa does not take --payload bytes; its rows hold base64"
+    assert logged(log) == [("error", message)]
+    assert capfd.readouterr().err == f"datafetch: {message}\n"

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from conftest import LOOPBACK
 from in_process import retry, run
+from jobs import coyo_job, faulty_urls
 
 from datafetch import Job, read_status
 from datafetch.cli.render import show_report
@@ -25,18 +26,10 @@ FAULTS = {1: "flaky", 3: "missing"}
 @pytest.fixture
 def job(tmp_path: Path, origin: Origin, small_pictures: Pictures) -> Job:
     """A job of two shards, one of whose images arrives in a retry."""
-    names = small_pictures[1]
-    urls = [origin.url(FAULTS.get(n, "well"), names[n % len(names)], f"{tmp_path}-{n}") for n in range(8)]
+    urls = faulty_urls(origin, small_pictures[1], FAULTS, 8, str(tmp_path))
     source = write_coyo_source(tmp_path / "元", urls, files=2)
-    return Job(
-        dataset="coyo",
-        source=str(source.folder),
-        ids=str(source.ids),
-        out=str(tmp_path / "データ" / "out"),
-        fetch=FetchPolicy(allow_net=LOOPBACK, backoff_s=0.01, retries=0),
-        processes=1,
-        world_size=None,
-    )
+    policy = FetchPolicy(allow_net=LOOPBACK, backoff_s=0.01, retries=0)
+    return coyo_job(source, tmp_path / "データ" / "out", fetch=policy)
 
 
 @pytest.fixture

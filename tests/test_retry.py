@@ -3,7 +3,7 @@
 import asyncio
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -14,9 +14,9 @@ import orjson
 import pytest
 from conftest import LOOPBACK
 from in_process import retry, run, threads_with
+from jobs import POLICY, coyo_job, faulty_urls, files_of, path_of, read_ledger, read_rows, requests_since
 from origin import Web
 from runs import PATIENCE_S, read_lines
-from test_job import files_of, read_ledger, read_rows
 
 from datafetch import FailureKind, Job, RetryFilter, read_status
 from datafetch.cli.app import main
@@ -36,7 +36,7 @@ from datafetch.model.sample import Shard
 from datafetch.output.commit import Commit
 from datafetch.output.merge import Output
 from datafetch.store.layout import OutputLayout
-from datafetch.store.ledger import read_shard_summary
+from datafetch.store.shard_summary import read_shard_summary
 from datafetch.store.spool import Spool
 from datafetch.store.spool_format import ImageResult
 from datafetch.store.spool_writer import write_spool
@@ -46,51 +46,20 @@ IMAGES = 60
 # Positions of images that fail at first: a flaky one succeeds later, a missing one never. The third shard has none.
 FAULTS = {2: "flaky", 7: "missing", 11: "flaky", 19: "missing", 23: "flaky", 24: "flaky", 39: "flaky"}
 FLAKY = [position for position, fault in FAULTS.items() if fault == "flaky"]
-POLICY = FetchPolicy(allow_net=LOOPBACK, backoff_s=0.01, connections=64, per_host=64, retries=0)
-
-
-@pytest.fixture(scope="module")
-def own_origin(small_pictures: Pictures) -> Iterator[Origin]:
-    """A server that only these tests use, for its counts of requests; each test has URLs of its own."""
-    with Origin(small_pictures[0]) as running:
-        yield running
 
 
 @pytest.fixture
 def source(tmp_path: Path, own_origin: Origin, small_pictures: Pictures) -> CoyoSource:
     """A manifest of three files, some of whose images fail at first."""
     names = [name for name in small_pictures[1] if name.endswith(".jpg")]
-    urls = [
-        own_origin.url(FAULTS.get(position, "well"), names[position % len(names)], f"{tmp_path.name}-{position}")
-        for position in range(IMAGES)
-    ]
+    urls = faulty_urls(own_origin, names, FAULTS, IMAGES, tmp_path.name)
     return write_coyo_source(tmp_path / "source", urls, files=3)
 
 
 @pytest.fixture(params=[None, 2], ids=["as cut", "resharded"])
 def job(tmp_path: Path, source: CoyoSource, request: pytest.FixtureRequest) -> Job:
     """A job that fetches this manifest; its shards stay as the manifest cut them, or are resharded for two ranks."""
-    return Job(
-        dataset="coyo",
-        source=str(source.folder),
-        ids=str(source.ids),
-        out=str(tmp_path / "data" / "out"),
-        fetch=POLICY,
-        processes=1,
-        world_size=request.param,
-    )
-
-
-def requests_since(origin: Origin, before: dict[str, int]) -> dict[str, int]:
-    """Return the number of requests for each path since the earlier counts."""
-    return {
-        path: times - before.get(path, 0) for path, times in origin.requests().items() if times > before.get(path, 0)
-    }
-
-
-def path_of(url: str) -> str:
-    """Return the path of a URL, as the server counts it."""
-    return "/" + url.split("/", 3)[3]
+    return coyo_job(source, tmp_path / "data" / "out", world_size=request.param)
 
 
 def test_a_retry_fetches_exactly_the_failures_that_may_pass(
@@ -123,9 +92,7 @@ def test_a_retry_fetches_exactly_the_failures_that_may_pass(
 
 def test_a_shard_without_retried_images_is_not_written_again(tmp_path: Path, source: CoyoSource) -> None:
     """Neither its rows file nor its ledger is replaced."""
-    job = Job(
-        "coyo", str(source.folder), str(tmp_path / "out"), str(source.ids), fetch=POLICY, processes=1, world_size=None
-    )
+    job = coyo_job(source, tmp_path / "out")
     run(job)
     files = [Path(job.out) / "part-00002.pkl", OutputLayout(Path(job.out)).ledger("part-00002")]
     before = [(path.stat().st_ino, path.stat().st_mtime_ns) for path in files]
@@ -175,7 +142,7 @@ def test_images_of_a_host_that_was_down_are_retried_with_the_kind_of_its_failure
     source = write_coyo_source(tmp_path / "source", [f"http://{host}/{jpeg}?{number}" for number in range(24)])
     out = tmp_path / "出力"
     policy = replace(POLICY, per_host=1)
-    first = run(Job("coyo", str(source.folder), str(out), str(source.ids), fetch=policy, processes=1, world_size=None))
+    first = run(coyo_job(source, out, fetch=policy))
     tried = first.totals.outcomes["connect"]
     assert first.totals.outcomes == {"connect": tried, "host_down": 24 - tried}
     assert main(["retry", str(out), "--kinds", "tls"]) == 0
@@ -250,8 +217,7 @@ def resharded(job: Job) -> Job:
 @pytest.fixture
 def cut_job(tmp_path: Path, source: CoyoSource) -> Job:
     """A job whose shards stay as the manifest cut them."""
-    out = str(tmp_path / "data" / "out")
-    return Job("coyo", str(source.folder), out, str(source.ids), fetch=POLICY, processes=1, world_size=None)
+    return coyo_job(source, tmp_path / "data" / "out")
 
 
 def test_a_resharded_output_stays_resharded(cut_job: Job) -> None:
@@ -465,14 +431,13 @@ def test_an_image_that_arrives_damaged_twice_is_not_requested_again(
         for number in range(6)
     ]
     source = write_coyo_source(tmp_path / "source", urls)
-    out = str(tmp_path / "out")
-    job = Job("coyo", str(source.folder), out, str(source.ids), fetch=POLICY, processes=1, world_size=None)
+    job = coyo_job(source, tmp_path / "out")
     assert run(job).totals.outcomes == {"ok": 3, "truncated": 3}
-    report = retry(out)
+    report = retry(job.out)
     assert (report.retried, report.totals.outcomes) == (3, {"ok": 3, "corrupt": 3})
     assert {line["outcome"] for line in read_ledger(job)} == {"ok", "corrupt"}
-    assert retry(out).retried == 0
-    assert retry(out, RetryFilter(frozenset({FailureKind.CORRUPT}))).retried == 3
+    assert retry(job.out).retried == 0
+    assert retry(job.out, RetryFilter(frozenset({FailureKind.CORRUPT}))).retried == 3
 
 
 @pytest.fixture
@@ -506,12 +471,11 @@ def test_refused_images_can_be_permitted_later(
     source = write_coyo_source(tmp_path / "source", urls)
     strict = replace(POLICY, max_body_bytes=10) if kind is FailureKind.TOO_LARGE else POLICY
     strict = replace(strict, allow_net=()) if kind is FailureKind.BLOCKED_ADDRESS else strict
-    out = str(tmp_path / "out")
-    job = Job("coyo", str(source.folder), out, str(source.ids), fetch=strict, processes=1, world_size=None)
+    job = coyo_job(source, tmp_path / "out", fetch=strict)
     assert run(job).totals.ok == 0
     assert {line["outcome"] for line in read_ledger(job)} <= {kind, "http_status"}
     report = retry(
-        out, RetryFilter(frozenset({kind})), change=lambda job: replace(job, fetch=replace(job.fetch, **change))
+        job.out, RetryFilter(frozenset({kind})), change=lambda job: replace(job, fetch=replace(job.fetch, **change))
     )
     assert report.totals.ok == 3
     for line in read_ledger(job):
@@ -531,14 +495,13 @@ def test_a_retry_with_insecure_fetches_images_behind_bad_certificates(
             for number, (name, listener) in enumerate(zip(small_pictures[1], listeners, strict=False))
         ]
         source = write_coyo_source(tmp_path / "source", urls)
-        out = str(tmp_path / "out")
-        job = Job("coyo", str(source.folder), out, str(source.ids), fetch=POLICY, processes=1, world_size=None)
+        job = coyo_job(source, tmp_path / "out")
         assert run(job).totals.outcomes == {"ok": 2, "tls": 4}
         before = web.origin.requests()
         lax = replace(POLICY, insecure=True)
         resumed = run(replace(job, fetch=lax))  # nothing is left to do
         assert (resumed.requests, resumed.permittable) == (0, {"tls": 4})
-        assert retry(out, RetryFilter(frozenset({FailureKind.TLS}))).totals.ok == len(urls)
+        assert retry(job.out, RetryFilter(frozenset({FailureKind.TLS}))).totals.ok == len(urls)
         assert len(requests_since(web.origin, before)) == 4
     permitted = [line["permitted"] for line in read_ledger(job)]
     assert permitted == [["allow-net"]] * 2 + [["allow-net", "insecure"]] * 4
@@ -622,6 +585,28 @@ def test_an_interrupted_retry_is_completed_with_its_own_options(
     assert not report.has_open_retry
     assert "retry" not in read_status(blocked_job.out).summary()
     assert retry(blocked_job.out).totals.ok == IMAGES - 2
+
+
+def test_a_run_names_the_retry_that_fetches_what_it_now_permits(
+    tmp_path: Path, origin: Origin, small_pictures: Pictures, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A run leaves failed images to a retry; the command that it prints requests those that are permitted now."""
+    urls = [origin.url("well", name, tmp_path.name) for name in small_pictures[1][:5]]
+    source = write_coyo_source(tmp_path / "source", [*urls, "http://10.0.0.1/blocked"])
+    command = ["prepare", "coyo", "--source", str(source.folder), "--root", str(tmp_path), "--no-reshard"]
+    command += ["--ids", str(source.ids), "--processes", "1"]
+    assert main([*command, "--max-pixels", "20"]) == 0
+    assert "had failed before" not in capfd.readouterr().out
+    assert main([*command, "--allow-net", "127.0.0.0/8", "--insecure"]) == 0
+    printed = capfd.readouterr().out
+    (line,) = (one for one in printed.splitlines() if "blocked_address:" in one or "had failed before" in one)
+    out = tmp_path / "coyo-700m" / "pkl03-split"
+    retry_words = f"datafetch retry {out} --kinds blocked_address --allow-net 127.0.0.0/8"
+    assert line == f"6 images had failed before --allow-net 127.0.0.0/8 was given: '{retry_words}' requests them again"
+    assert main(retry_words.split()[1:]) == 0
+    assert "retried 6, 5 arrived" in capfd.readouterr().out
+    assert main([*command, "--allow-net", "127.0.0.0/8", "--max-body", "64MiB"]) == 0
+    assert "had failed before" not in capfd.readouterr().out
 
 
 def test_images_that_need_a_permission_are_counted(blocked_job: Job) -> None:

@@ -96,13 +96,13 @@ def serve_flaky_dataset(folder: Path, layout: tuple[str, ...]) -> Iterator[Flaky
 
 
 def kill_until_done(
-    command: list[str], victim: str, dataset: FlakyDataset, tmp_path: Path
+    command: list[str], victim: str, steps_between: tuple[int, int], dataset: FlakyDataset, tmp_path: Path
 ) -> Iterator[dict[str, bytes]]:
     """Repeat a command, killing it ever later, until it is complete; yield the files after each run."""
     rng = random.Random(victim)
     steps, kills, code = 0, 0, _KILLED
     while code != 0:
-        steps += rng.randrange(5, 17) if victim != Victim.COMMIT else rng.randrange(3, 9)  # a commit takes fewer steps
+        steps += rng.randrange(*steps_between)
         with Run(command, dying_at_a_step(tmp_path, victim, steps, dataset.root)) as run:
             code = run.end()
         kills += code != 0
@@ -119,7 +119,7 @@ def test_a_run_killed_during_resharding(dataset: FlakyDataset, tmp_path: Path) -
     for _ in range(2):  # in the second run, no image fails any more
         subprocess.run([*dataset.prepare(undisturbed), "--fresh"], check=True, capture_output=True, timeout=PATIENCE_S)
     before = dataset.requests()
-    for _ in kill_until_done(dataset.prepare(), Victim.PARENT, dataset, tmp_path):
+    for _ in kill_until_done(dataset.prepare(), Victim.PARENT, (5, 17), dataset, tmp_path):
         pass
     assert dataset.files() == dataset.files(undisturbed)
     requests = {url: times - before[url] for url, times in dataset.requests().items()}
@@ -127,13 +127,22 @@ def test_a_run_killed_during_resharding(dataset: FlakyDataset, tmp_path: Path) -
     assert not [path for path in dataset.out.with_name("pkl03-split.datafetch").rglob("*.pkl") if path.is_file()]
 
 
-@pytest.mark.parametrize("victim", [_RETRY, pytest.param(Victim.COMMIT, marks=pytest.mark.slow)])
-def test_a_retry_killed_at_any_step_loses_nothing(dataset: FlakyDataset, tmp_path: Path, victim: str) -> None:
+@pytest.mark.parametrize(
+    ("victim", "steps_between"),
+    [
+        (_RETRY, (12, 30)),
+        pytest.param(_RETRY, (5, 17), marks=pytest.mark.slow),
+        pytest.param(Victim.COMMIT, (3, 9), marks=pytest.mark.slow),
+    ],
+)
+def test_a_retry_killed_at_any_step_loses_nothing(
+    dataset: FlakyDataset, tmp_path: Path, victim: str, steps_between: tuple[int, int]
+) -> None:
     """At every moment the trainer sees each shard as it was before or as it will be after, and no row gets lost."""
     subprocess.run(dataset.prepare(), check=True, capture_output=True, timeout=PATIENCE_S)
     old, before = dataset.files(), dataset.requests()
     assert set(before.values()) == {1}
-    seen = list(kill_until_done(dataset.retry(), victim, dataset, tmp_path))
+    seen = list(kill_until_done(dataset.retry(), victim, steps_between, dataset, tmp_path))
     new = dataset.files()
     healed = tmp_path / "healed"
     requests = {url: times - before[url] for url, times in dataset.requests().items() if times > before[url]}

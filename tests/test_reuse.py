@@ -7,18 +7,16 @@ import json
 import random
 import subprocess
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
 import pytest
-from conftest import LOOPBACK
 from in_process import THREADS, run, threads_with
+from jobs import POLICY, coyo_job, faulty_urls, files_of, path_of, read_ledger, read_rows, requests_since
 from killing import layout_of
 from runs import PATIENCE_S, Run, RunFolders, dying_at_a_step, read_lines, serve_trial
 from test_image_files import publish
-from test_job import files_of, read_ledger, read_rows
 from test_kills import Victim
 
 import datafetch
@@ -30,49 +28,28 @@ from datafetch.demo.origin import Origin
 from datafetch.engine.session import Backends
 from datafetch.engine.set_aside import complete_set_aside, earlier_outputs
 from datafetch.errors import ConfigurationError, ResourceError
-from datafetch.fetch import FetchPolicy
 from datafetch.model.report import Report
 from datafetch.output.commit import Commit
 from datafetch.store.layout import OutputLayout
 
 Pictures = tuple[Path, list[str]]
-POLICY = FetchPolicy(allow_net=LOOPBACK, backoff_s=0.01, connections=64, per_host=64, retries=0)
 KEPT = ImageSpec(short_side_px=48, encode=Encoding.ORIGINAL)
 IMAGES = 60
 FAULTS = {2: "missing", 7: "broken", 11: "html", 23: "truncated", 40: "missing"}
 MAY_PASS = [7, 23]  # without a further attempt, nobody knows whether an image is truncated on the server
 
 
-@pytest.fixture(scope="module")
-def own_origin(small_pictures: Pictures) -> Iterator[Origin]:
-    """A server that only these tests use, for its counts of requests; each test has URLs of its own."""
-    with Origin(small_pictures[0]) as running:
-        yield running
-
-
 @pytest.fixture
 def source(tmp_path: Path, own_origin: Origin, small_pictures: Pictures) -> CoyoSource:
     """A manifest of three files, with images of all formats, some of which fail."""
-    names = small_pictures[1]
-    urls = [
-        own_origin.url(FAULTS.get(number, "well"), names[number], f"{tmp_path.name}-{number}")
-        for number in range(IMAGES)
-    ]
+    urls = faulty_urls(own_origin, small_pictures[1], FAULTS, IMAGES, tmp_path.name)
     return write_coyo_source(tmp_path / "source", urls, files=3)
 
 
 @pytest.fixture
 def job(tmp_path: Path, source: CoyoSource) -> Job:
     """A job that fetches this manifest."""
-    return Job(
-        dataset="coyo",
-        source=str(source.folder),
-        ids=str(source.ids),
-        out=str(tmp_path / "data" / "out"),
-        fetch=POLICY,
-        processes=1,
-        world_size=None,
-    )
+    return coyo_job(source, tmp_path / "data" / "out")
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +72,7 @@ def reuse(first: Job, then: Job, origin: Origin) -> Reused:
     expected = run(by_itself)
     before = origin.requests()
     report = run(replace(then, reuse=True))
-    requested = sorted(path for path, times in origin.requests().items() if times > before.get(path, 0))
+    requested = sorted(requests_since(origin, before))
     check_same(then, by_itself)
     assert (report.totals.images, report.totals.rows) == (expected.totals.images, expected.totals.rows)
     assert report.reused + len(requested) >= report.totals.ok
@@ -130,10 +107,10 @@ def lines_of(job: Job) -> list[dict[str, Any]]:
     return [{name: value for name, value in line.items() if name not in unstable} for line in read_ledger(job)]
 
 
-def paths(origin: Origin, source: CoyoSource, positions: Any) -> list[str]:
+def paths(source: CoyoSource, positions: Any) -> list[str]:
     """Return the paths of some of the images of a manifest, as the server counts them."""
     urls = list(source.urls.values())
-    return sorted(urls[position].removeprefix(origin.url("", "").rstrip("/")) for position in positions)
+    return sorted(path_of(urls[position]) for position in positions)
 
 
 @pytest.mark.parametrize("world_size", [None, 2], ids=["as cut", "resharded"])
@@ -143,10 +120,10 @@ def test_a_larger_limit_requests_only_what_is_beyond(
     """What failed for good is not requested either; a failure that may pass is. A smaller one requests nothing else."""
     job = replace(job, world_size=world_size)
     done = reuse(replace(job, limit=30), job, own_origin)
-    assert done.requested == paths(own_origin, source, [*MAY_PASS, *range(30, IMAGES)])
+    assert done.requested == paths(source, [*MAY_PASS, *range(30, IMAGES)])
     assert done.report.reused == 30 - 4
     smaller = reuse(replace(job, fresh=True), replace(job, limit=10, world_size=None), own_origin)
-    assert smaller.requested == paths(own_origin, source, MAY_PASS[:1])
+    assert smaller.requested == paths(source, MAY_PASS[:1])
 
 
 def test_another_id_list_requests_only_its_other_ids(
@@ -158,7 +135,7 @@ def test_another_id_list_requests_only_its_other_ids(
         (tmp_path / name).write_text("".join(f"{ids[position]}\n" for position in positions))
     first, then = replace(job, ids=str(tmp_path / "one"), world_size=2), replace(job, ids=str(tmp_path / "other"))
     done = reuse(first, then, own_origin)
-    assert done.requested == paths(own_origin, source, [MAY_PASS[1], *range(40, 60)])
+    assert done.requested == paths(source, [MAY_PASS[1], *range(40, 60)])
     assert [row["id"] for row in read_rows(then)] == [
         number for position, number in enumerate(source.urls) if position >= 20 and position not in FAULTS
     ]
@@ -174,16 +151,14 @@ def test_images_that_were_kept_are_encoded_again(job: Job, source: CoyoSource, o
     done = reuse(first, then, own_origin)
     urls = list(source.urls.values())
     encoded = [number for number in range(IMAGES) if number not in FAULTS and urls[number] not in kept]
-    assert done.requested == paths(own_origin, source, [*MAY_PASS, *encoded])
+    assert done.requested == paths(source, [*MAY_PASS, *encoded])
     assert done.report.reused == len(kept)
 
 
 def test_other_rows_of_the_same_images_request_nothing(job: Job, source: CoyoSource, own_origin: Origin) -> None:
     """With another payload, or without equal shards again, nothing but failures is requested."""
     first = replace(job, world_size=2, payload=Payload.BYTES)
-    assert reuse(first, replace(first, payload=Payload.BASE64), own_origin).requested == paths(
-        own_origin, source, MAY_PASS
-    )
+    assert reuse(first, replace(first, payload=Payload.BASE64), own_origin).requested == paths(source, MAY_PASS)
     by_itself = replace(first, out=f"{job.out}-by-itself", payload=Payload.BASE64, world_size=None, fresh=True)
     run(by_itself)
     with pytest.raises(
@@ -315,9 +290,9 @@ def test_what_interrupted_runs_have_is_taken_too(
     assert 45 - len(FAULTS) == len(stored)
     before = own_origin.requests()
     report = run(replace(job, limit=50, world_size=2, reuse=True))
-    requested = {path for path, times in own_origin.requests().items() if times > before.get(path, 0)}
+    requested = requests_since(own_origin, before)
     urls = list(source.urls.values())[:50]
-    assert requested.isdisjoint({"/" + url.split("/", 3)[3] for url in stored})
+    assert requested.keys().isdisjoint({path_of(url) for url in stored})
     assert report.reused == len(stored & {*urls})
     by_itself = replace(job, out=f"{job.out}-by-itself", limit=50, world_size=2)
     run(by_itself)
@@ -396,9 +371,12 @@ def content_of(folder: Path) -> dict[str, bytes]:
 
 @pytest.mark.parametrize("kind", ["resharded", "files"])
 def test_an_output_is_set_aside_whole_or_not_at_all(
-    tmp_path: Path, job: Job, own_origin: Origin, pictures: Pictures, kind: str
+    tmp_path: Path, job: Job, own_origin: Origin, pictures: Pictures, kind: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """Killed before any file operation, the next process leaves it as it was, or with all of its files moved."""
+    """Killed before any file operation, the next process leaves it as it was, or with all of its files moved.
+
+    Until then the status of the output is that of its run, or says what to do.
+    """
     prepared = tmp_path / "prepared"
     out = prepared / "out"
     if kind == "files":
@@ -413,8 +391,12 @@ def test_an_output_is_set_aside_whole_or_not_at_all(
     task = [sys.executable, str(Path(__file__).with_name("killing.py")), "set-aside", str(prepared), str(folder), "1"]
     subprocess.run(task, check=True, timeout=100)
     seen = set()
+    capfd.readouterr()
     for killed in sorted(folder.iterdir(), key=lambda one: int(one.name)):
         layout = layout_of(killed / "out")
+        is_job_moved = not layout.job.exists()
+        assert main(["status", str(layout.out)]) == (2 if is_job_moved else 0)
+        assert ("is being set aside for a run with --reuse" in capfd.readouterr().err) is is_job_moved
         complete_set_aside(layout)
         now = content_of(killed)
         seen.add(now == before)
@@ -448,10 +430,7 @@ def test_several_processes_complete_what_was_begun(job: Job, own_origin: Origin)
 def test_images_of_retries_are_taken(tmp_path: Path, job: Job, own_origin: Origin, small_pictures: Pictures) -> None:
     """Those of a complete retry, and those that an interrupted one has in its spools."""
     faults = {4: "flaky", 17: "flaky", 33: "flaky"}
-    names = small_pictures[1]
-    urls = [
-        own_origin.url(faults.get(number, "well"), names[number], f"{tmp_path.name}-{number}") for number in range(40)
-    ]
+    urls = faulty_urls(own_origin, small_pictures[1], faults, 40, tmp_path.name)
     source = write_coyo_source(tmp_path / "flaky", urls, files=2)
     job = replace(job, source=str(source.folder), ids=str(source.ids), world_size=2)
     run(job)
@@ -461,7 +440,7 @@ def test_images_of_retries_are_taken(tmp_path: Path, job: Job, own_origin: Origi
     before = own_origin.requests()
     second = replace(job, payload=Payload.BYTES)
     report = run(replace(second, reuse=True))
-    requested = {path for path, times in own_origin.requests().items() if times > before.get(path, 0)}
+    requested = requests_since(own_origin, before)
     assert report.totals.ok == 40
     assert all("/flaky/" in path for path in requested)
     assert report.reused == 40 - len(requested) >= 37 + 1

@@ -13,11 +13,11 @@ import pyarrow as pa
 import pytest
 
 from datafetch.cli.app import main
-from datafetch.cli.exit_code import one_line
 from datafetch.cli.reporter import open_reporter
 from datafetch.demo.manifest import CoyoSource, write_coyo_source
 from datafetch.errors import ConfigurationError, ConservationError, DatafetchError, ManifestError, ResourceError
 from datafetch.fetch.classify import SocketsExhaustedError
+from datafetch.model.untrusted import one_line
 from datafetch.output.commit_process import _error_fields
 
 PATIENCE_S = 120

@@ -182,13 +182,13 @@ def test_a_job_file_is_read_as_fields_and_as_a_typed_value(layout: OutputLayout)
     layout.job.write_bytes(orjson.dumps(JOB))
     job = read_job_file(layout)
     assert job is not None
-    assert job == JobFile("coyo", {"a": ["a.parquet", 10, "f"]}, None, None, JOB)
+    assert job == JobFile("coyo", {"a": ["a.parquet", 10, "f"]}, None, None, None, JOB)
     assert (job.identity, job.settings) == (JOB, None)
-    settings = {"scratch": "/s", "source": "/a"}
+    settings = {"scratch": "/s", "ids": "/i", "source": "/a"}
     layout.job.write_bytes(orjson.dumps({**JOB, "asked": settings}))
     job = read_job_file(layout)
     assert job is not None
-    assert job == JobFile("coyo", {"a": ["a.parquet", 10, "f"]}, None, Path("/s"), {**JOB, "asked": settings})
+    assert job == JobFile("coyo", {"a": ["a.parquet", 10, "f"]}, None, Path("/s"), "/i", {**JOB, "asked": settings})
     assert (job.identity, job.settings) == (JOB, settings)
 
 

@@ -1,5 +1,6 @@
 """The status of a run, whenever and however it is requested."""
 
+import errno
 import json
 import os
 import re
@@ -25,10 +26,11 @@ from rich.cells import cell_len
 from datafetch.cli.app import main
 from datafetch.demo.manifest import CoyoSource, write_coyo_source
 from datafetch.demo.origin import Origin
-from datafetch.errors import ConfigurationError
+from datafetch.errors import ConfigurationError, ResourceError
 from datafetch.model.statistics import Waiting
 from datafetch.monitor import host_failures
 from datafetch.monitor.status import RunState, Status, read_status
+from datafetch.store.last_stop import record_stop
 from datafetch.store.layout import OutputLayout
 from datafetch.store.lock import Lock
 from datafetch.store.lock_holder import LockHolder
@@ -38,19 +40,12 @@ IMAGES = 90
 PATIENCE_S = 120
 
 
-@pytest.fixture(scope="module")
-def slow_origin(small_pictures: Pictures) -> Iterator[Origin]:
-    """A server that only this test module uses."""
-    with Origin(small_pictures[0]) as running:
-        yield running
-
-
 @pytest.fixture
-def source(tmp_path: Path, slow_origin: Origin, small_pictures: Pictures) -> CoyoSource:
+def source(tmp_path: Path, own_origin: Origin, small_pictures: Pictures) -> CoyoSource:
     """A manifest of two shards whose images take a second each, except for some that are missing."""
     names = small_pictures[1]
     urls = [
-        slow_origin.url("slow" if number % 10 else "missing", names[number % len(names)], f"{tmp_path.name}-{number}")
+        own_origin.url("slow" if number % 10 else "missing", names[number % len(names)], f"{tmp_path.name}-{number}")
         for number in range(IMAGES)
     ]
     return write_coyo_source(tmp_path / "source", urls, files=2)
@@ -503,6 +498,29 @@ def test_an_output_with_a_damaged_record_is_not_complete(
     layout.reshard_record.write_text("garbage")
     assert main(["status", str(layout.out)]) == 0
     assert "state interrupted; equal.json is damaged" in " ".join(capfd.readouterr().out.split())
+
+
+def test_why_the_last_run_stopped_is_shown_until_the_next_one(
+    layout: OutputLayout, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A bug has a traceback instead; what was told to start over would do so again by the same command."""
+    record_stop(layout, ZeroDivisionError("a bug"), was_fresh=False)
+    assert read_status(layout.out).last_stop is None
+    record_stop(layout, OSError(errno.EMFILE, "too many"), was_fresh=False)
+    stop = read_status(layout.out).last_stop
+    assert stop is not None
+    assert stop.message.startswith("out of system resources: Too many open files; free some, raise a limit")
+    disk_full = ResourceError(f"{'x' * 3000}\x1b[2J\ndisk full; run the same command again to resume")
+    record_stop(layout, disk_full, was_fresh=True)
+    assert main(["status", str(layout.out)]) == 0
+    words = " ".join(capfd.readouterr().out.split())
+    assert re.search("state interrupted; stopped [0-9.]+ s ago: xxx", words)
+    assert "disk full; run the same command without --fresh to resume" in words
+    write_heartbeat(layout)
+    assert read_status(layout.out).last_stop is None
+    layout.progress.unlink()
+    layout.last_stop.write_text('{"unix_s": 1, "message": 3}')
+    assert read_status(layout.out).last_stop is None
 
 
 def test_a_run_that_holds_the_lock_is_shown_without_a_heartbeat(

@@ -114,7 +114,7 @@ def test_a_user_sees_what_is_waited_for(tmp_path: Path, capfd: pytest.CaptureFix
                 shown.append(line)
                 if waited.search(line):
                     break
-            assert re.fullmatch(rf"0\.0% 0/20  {waited.pattern}", shown[-1]), shown
+            assert re.fullmatch(rf"0\.0%  0 ok  {waited.pattern}", shown[-1]), shown
             assert (
                 max(cell_len(line) for line in shown if not line.startswith("datafetch: ")) <= 80
             )  # messages are whole

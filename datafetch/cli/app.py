@@ -18,7 +18,7 @@ import typer
 
 import datafetch
 from datafetch.cli import signals
-from datafetch.cli.command import SETTINGS
+from datafetch.cli.command import SETTINGS, write_examples
 from datafetch.cli.exit_code import RESUME, ExitCode, complain, exit_code_of_error, message_of, without_fresh
 from datafetch.errors import DatafetchError, ResourceError, is_exhaustion
 
@@ -50,25 +50,31 @@ _VALIDATION_MESSAGES = {
     "greater_than_equal": "{value} is less than the minimum, {ge}",
 }
 """By pydantic's kind of error."""
+_EXAMPLES = {
+    "datafetch demo": "try it; no network is needed",
+    "datafetch prepare step-0 --dry-run": "what a step of the recipe would do",
+    "datafetch prepare step-0": "do it; the same command resumes",
+    "datafetch status playground/data": "how far it is",
+}
 _COMMANDS = {
-    "prepare": _Summary("Build a dataset where the trainer expects it, resuming an earlier run.", RESUME),
-    "datasets": _Summary("Show the recipe's datasets, and how much of each is there.", "nothing was changed"),
-    "retry": _Summary("Retry failures that may be temporary, and add the images that arrive to the shards.", RESUME),
     "demo": _Summary(
         "Fetch a small dataset from a local image server with deliberate faults.",
         "the same command starts a new demo in the same folder",
     ),
-    "reshard": _Summary("Make shards of equal size, so that every rank reads the same number of samples.", RESUME),
-    "verify": _Summary(
-        "Check an output as the trainer's loader will read it, decoding every image; exit 1 if there are problems.",
-        "nothing was changed; run the same command to start over",
-    ),
+    "datasets": _Summary("Show the recipe's datasets, and how much of each is there.", "nothing was changed"),
+    "prepare": _Summary("Build a dataset where the trainer expects it, resuming an earlier run.", RESUME),
     "status": _Summary("Show the progress of a run, without disturbing it.", "nothing was changed"),
     "failures": _Summary("List the failed images, a line each, also while a run is at work.", "nothing was changed"),
     "explain": _Summary(
         "Show everything about one sample: whether it became a row, and what became of each of its images.",
         "nothing was changed",
     ),
+    "retry": _Summary("Retry failures that may be temporary, and add the images that arrive to the shards.", RESUME),
+    "verify": _Summary(
+        "Check an output as the trainer's loader will read it, decoding every image; exit 1 if there are problems.",
+        "nothing was changed; run the same command to start over",
+    ),
+    "reshard": _Summary("Make shards of equal size, so that every rank reads the same number of samples.", RESUME),
 }
 
 _MIN_ADDRESS_SPACE_BYTES = 1 << 30  # most of it reserved for threads and never used
@@ -109,6 +115,11 @@ class _Commands(typer.core.TyperGroup):
             for name, command in _COMMANDS.items()
             if name.startswith(incomplete)
         ]
+
+    def format_options(self, ctx: Context, formatter: HelpFormatter) -> None:
+        """Write examples before the options and the list of commands."""
+        write_examples(formatter, _EXAMPLES)
+        super().format_options(ctx, formatter)
 
     def format_commands(self, ctx: Context, formatter: HelpFormatter) -> None:  # noqa: ARG002 - typer's signature
         """Write the list of commands."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 import typer
@@ -26,6 +26,19 @@ _GIVEN = "given"
 _ARGUMENTS = "Arguments"
 _OPTIONS = "Options"
 _MAX_NAME_COLUMNS = 26
+
+
+def write_examples(formatter: HelpFormatter, examples: Mapping[str, str]) -> None:
+    """Write commands as examples, each with what it does as a comment of the shell.
+
+    Args:
+        formatter: Where help is written.
+        examples: What each command does, by the command.
+    """
+    columns = max(map(len, examples))
+    with formatter.section("Examples"):
+        for command, text in examples.items():
+            formatter.write(f"  {command.ljust(columns)}  # {text}\n")
 
 
 class Command(typer.core.TyperCommand):

@@ -16,7 +16,7 @@ from datafetch.datasets.recipes import part_of
 from datafetch.engine.choices import settings_in
 from datafetch.engine.job import Job, own_spec
 from datafetch.fetch import FetchPolicy
-from datafetch.model.interfaces import Dataset
+from datafetch.model.dataset import Dataset
 from datafetch.model.location import HIDDEN_URL, is_remote, is_url
 from datafetch.model.options import options_of
 

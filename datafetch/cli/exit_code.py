@@ -17,6 +17,7 @@ from datafetch.errors import (
     InvalidFieldError,
     ResourceError,
 )
+from datafetch.model.untrusted import one_line
 
 if TYPE_CHECKING:
     from datafetch.model.report import Report
@@ -25,8 +26,6 @@ AGAIN = "run the same command again"  # as all messages say it
 RESUME = f"{AGAIN} to resume"
 _AGAIN = re.compile(rf"{AGAIN}( later)?(?: to resume)?")
 _log = logging.getLogger(__name__)
-_MAX_CHARS = 2000
-_END_CHARS = 500  # kept from the end of a longer message, where it says what to do
 
 
 class ExitCode(IntEnum):
@@ -105,15 +104,3 @@ def json_line(values: Mapping[str, object]) -> str:
 def without_fresh(message: str) -> str:
     """Change the advice to run the same command again, given with ``--fresh``: that would delete what was fetched."""
     return _AGAIN.sub(r"run the same command without --fresh\1 to resume", message)
-
-
-def one_line(text: str) -> str:
-    """Make text safe for one line on a terminal: without control characters, and of bounded length.
-
-    Messages quote file names, columns, keys and names in pickles, which are untrusted. None of them may move the
-    cursor, hide the text before it, or bury it under a megabyte. The end is kept, because it says what to do.
-    """
-    words = " ".join("".join(character if character.isprintable() else " " for character in text).split())
-    if len(words) <= _MAX_CHARS:
-        return words
-    return f"{words[: _MAX_CHARS - _END_CHARS - 3]} … {words[-_END_CHARS:]}"

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from datafetch.cli.exit_code import one_line
 from datafetch.cli.failure_list import columns_of, to_json_text
 from datafetch.cli.render import write_pieces
 from datafetch.model.ledger_line import LedgerLine
 from datafetch.model.outcome import OK, Source
+from datafetch.model.untrusted import one_line
 from datafetch.model.wording import counted
 from datafetch.monitor.explanation import ExplainedSample, Explanation, outcome_text
 

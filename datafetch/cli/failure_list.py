@@ -17,18 +17,23 @@ from typing import Any
 
 from rich.cells import cell_len, set_cell_size
 from rich.console import Console
+from rich.text import Text
 
 from datafetch.cli.render import write_pieces
 from datafetch.model.ledger_line import LedgerLine
 from datafetch.model.untrusted import escape_unprintable, to_printable
 from datafetch.monitor.failures import FailedImage
-from datafetch.store.ledger import SCHEMA
+from datafetch.store.ledger_format import SCHEMA
 
 _TITLES = ("key", "image", "kind", "status", "URL", "detail")
 _SHORT_TITLES = ("key", "image", "kind", "status", "host", "detail")
-_MOST_CELLS = (16, 5, 18, 6, 24)
+_KEY, _IMAGE, _KIND, _STATUS, _HOST, _DETAIL = range(6)  # the numbers of the columns
+_MOST_CELLS = {_KEY: 16, _IMAGE: 5, _KIND: 18, _STATUS: 6, _HOST: 24}
 """The width of each column on a terminal, at most, but for that of the detail."""
-_LEAST_CELLS = 12  # of the host, and of the detail
+_USUAL = {_IMAGE: "0", _STATUS: ""}
+"""Values that say nothing: a column that has no other is left out on a terminal."""
+_LEAST_HOST_CELLS = 12
+_LEAST_DETAIL_CELLS = 16
 _MEASURED = 100  # failures by which the columns' widths are chosen
 _GAP = "  "
 _COLUMNS = ("key", *(name for name in SCHEMA.names if name != "key"))
@@ -47,12 +52,13 @@ class ListForm(Enum):
 def show_failures(failures: Iterable[FailedImage], form: ListForm) -> bool:
     """Print failures, a line each; returns whether there were any.
 
-    A table is printed at the width of the terminal; elsewhere nothing is cut, and it has URLs in place of hosts.
+    A table is printed at the width of the terminal: it has hosts in place of URLs, details are wrapped, and columns
+    that say nothing are left out. Elsewhere it has whole lines, with all columns.
     """
     counted = _Counted(failures)
     match form:
         case ListForm.TABLE:
-            write_pieces(_table(counted, Console().width if sys.stdout.isatty() else None))
+            write_pieces(_fitted_lines(counted, Console()) if sys.stdout.isatty() else _whole_lines(counted))
         case ListForm.CSV:
             write_pieces(_csv(counted))
         case ListForm.JSON_LINES:
@@ -85,34 +91,68 @@ def to_json_text(value: object) -> str:
     return escape_unprintable(json.dumps(value, ensure_ascii=False, separators=(",", ":")))
 
 
-def _table(failures: Iterable[FailedImage], width: int | None) -> Iterator[str]:
-    """The lines of the table; none if nothing failed.
-
-    Args:
-        failures: The failures; the first of them decide the columns' widths.
-        width: The cells of a line; None if nothing is to be cut.
-    """
-    rest = iter(failures)
-    if not (first := list(islice(rest, _MEASURED))):
+def _whole_lines(failures: Iterable[FailedImage]) -> Iterator[str]:
+    """The lines of the table, with all columns; none if nothing failed. The first failures decide the widths."""
+    rows = (_cells(one, is_short=False) for one in failures)
+    first = list(islice(rows, _MEASURED))
+    if not first:
         return
-    is_short = width is not None
-    titles = _SHORT_TITLES if is_short else _TITLES
-    columns = zip(titles, *(_cells(one, is_short=is_short) for one in first), strict=True)
-    cells = [max(map(cell_len, column)) for column in columns][:-1]
-    if width is not None:
-        cells = _cells_at(width, cells)
-    for values in chain([titles], (_cells(one, is_short=is_short) for one in chain(first, rest))):
-        fitted = [_fit(text, room, is_cut=is_short) for text, room in zip(values, cells, strict=False)]
-        line = _GAP.join([*fitted, *values[len(cells) :]])
-        yield f"{(line if width is None else _fit(line, width, is_cut=True)).rstrip()}\n"
+    widths = [max(map(cell_len, column)) for column in zip(_TITLES, *first, strict=True)][:-1]
+    for row in chain([_TITLES], first, rows):
+        padded = [_padded(text, cells) for text, cells in zip(row, widths, strict=False)]
+        yield f"{_GAP.join([*padded, row[-1]]).rstrip()}\n"
 
 
-def _cells_at(width: int, measured: Sequence[int]) -> list[int]:
-    """The widths of all columns on a terminal: the host makes room for the detail, which takes what is left."""
-    *others, host = (min(pair) for pair in zip(measured, _MOST_CELLS, strict=True))
-    left = width - sum(others) - len(measured) * len(_GAP)
-    host = max(_LEAST_CELLS, min(host, left - _LEAST_CELLS))
-    return [*others, host, max(_LEAST_CELLS, left - host)]
+def _fitted_lines(failures: Iterable[FailedImage], console: Console) -> Iterator[str]:
+    """The lines of the table on a terminal; none if nothing failed. The first failures decide columns and widths.
+
+    The table begins again, with its titles, at a failure that says something in a column that was left out.
+    """
+    rows = (_cells(one, is_short=True) for one in failures)
+    shown: set[int] = set()
+    block = list(islice(rows, _MEASURED))
+    while block:
+        shown |= {number for number in range(len(_SHORT_TITLES)) if any(_says_something(row, number) for row in block)}
+        columns = sorted(shown)
+        cells = _cells_at(console.width, columns, block)
+        ready, block = chain([_SHORT_TITLES], block, rows), []
+        for row in ready:
+            if row is not _SHORT_TITLES and any(_says_something(row, number) for number in _USUAL.keys() - shown):
+                block = [row, *islice(rows, _MEASURED - 1)]
+                break
+            yield from _wrapped([row[number] for number in columns], cells, console)
+
+
+def _says_something(row: Sequence[str], number: int) -> bool:
+    return row[number] != _USUAL.get(number)
+
+
+def _cells_at(width: int, columns: Sequence[int], rows: Sequence[Sequence[str]]) -> list[int]:
+    """The widths of columns on a terminal: the host makes room for the detail, which takes what is left."""
+    measured = {number: max(cell_len(row[number]) for row in (_SHORT_TITLES, *rows)) for number in columns}
+    cells = {number: min(measured[number], most) for number, most in _MOST_CELLS.items() if number in measured}
+    left = width - sum(cells.values()) + cells[_HOST] - len(cells) * len(_GAP)
+    cells[_HOST] = max(_LEAST_HOST_CELLS, min(cells[_HOST], left - min(measured[_DETAIL], _LEAST_DETAIL_CELLS)))
+    return [*cells.values(), max(_LEAST_DETAIL_CELLS, left - cells[_HOST])]
+
+
+def _wrapped(texts: Sequence[str], cells: Sequence[int], console: Console) -> Iterator[str]:
+    """The lines of a row: as many as the detail needs, which is the last text; all others are cut.
+
+    On a terminal that is too narrow for the least width of each column, it is one line, and cut.
+    """
+    *others, detail = texts
+    start = "".join(f"{_fit(text, room)}{_GAP}" for text, room in zip(others, cells, strict=False))
+    indent_cells = cell_len(start)
+    if indent_cells + cells[-1] > console.width:
+        yield f"{_fit(start + detail, console.width).rstrip()}\n"
+        return
+    pieces = [detail]
+    if cell_len(detail) > cells[-1]:
+        pieces = [line.plain for line in Text(detail).wrap(console, cells[-1])]
+    for piece in pieces:
+        yield f"{start}{piece}".rstrip() + "\n"
+        start = " " * indent_cells
 
 
 def _cells(failure: FailedImage, *, is_short: bool) -> tuple[str, ...]:
@@ -122,13 +162,15 @@ def _cells(failure: FailedImage, *, is_short: bool) -> tuple[str, ...]:
     return tuple(map(to_printable, (line.key, str(line.image), line.outcome, status, place, line.detail)))
 
 
-def _fit(text: str, cells: int, *, is_cut: bool) -> str:
-    """A text of at least this many cells, and if it is cut, of exactly as many."""
-    missing = cells - cell_len(text)
-    if missing >= 0:
-        return text + " " * missing
-    if not is_cut:
-        return text
+def _padded(text: str, cells: int) -> str:
+    """A text of at least this many cells."""
+    return text + " " * (cells - cell_len(text))
+
+
+def _fit(text: str, cells: int) -> str:
+    """A text of exactly this many cells, cut if it has more."""
+    if cell_len(text) <= cells:
+        return _padded(text, cells)
     return set_cell_size(f"{set_cell_size(text, cells - 1).rstrip()}…", cells)
 
 

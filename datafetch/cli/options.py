@@ -31,8 +31,9 @@ if TYPE_CHECKING:
 # More digits than any option takes, so that a number that is too large is refused where its maximum is known.
 _SIZE = re.compile(r"([0-9]{1,100})(\.[0-9]{1,9})?\s*([kmgt]?)(?:i?b)?", re.IGNORECASE)
 _NUMBER = re.compile(r"-?[0-9]{1,100}")
+_STATUS = re.compile(r"[1-9][0-9]{2}")
 _TIME_OF_DAY = re.compile(r"([01]?[0-9]|2[0-3]):([0-5][0-9])")
-_TIME_SPAN = re.compile(r"(?:([0-9]{1,3})d)?(?:([0-9]{1,4})h)?(?:([0-9]{1,6})m)?")
+_TIME_SPAN = re.compile(r"(?:([0-9]{1,3})d)?(?:([0-9]{1,4})h)?(?:([0-9]{1,6})m)?(?:([0-9]{1,7})s)?")
 _POWERS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
 _UNITS = ("GiB", "MiB", "KiB")
 _Values = TypeVar("_Values", bound="DataclassInstance")
@@ -127,6 +128,19 @@ def parse_names(values: Sequence[str] | None) -> tuple[str, ...]:
     return tuple(name.strip() for value in values or () for name in value.split(","))
 
 
+def parse_statuses(flag: str, values: Sequence[str] | None) -> frozenset[int]:
+    """Parse HTTP statuses, of which each value has several, separated by commas.
+
+    Raises:
+        ConfigurationError: One of them is not a number of three digits.
+    """
+    names = parse_names(values)
+    for name in names:
+        if not _STATUS.fullmatch(name):
+            raise ConfigurationError(f"{flag} takes HTTP statuses, such as 404,503, not {name!r}")
+    return frozenset(map(int, names))
+
+
 def complete_kind(incomplete: str) -> list[str]:
     """Return the failure kinds that begin with what was typed, for the shell."""
     return [kind.value for kind in FailureKind if kind.startswith(incomplete)]
@@ -147,16 +161,16 @@ def parse_time(flag: str, text: str, now: datetime) -> datetime:
         time = now.replace(hour=int(of_day[1]), minute=int(of_day[2]), second=0, microsecond=0, tzinfo=None)
         return (time if time > now.replace(tzinfo=None) else time + timedelta(days=1)).astimezone()
     if text and (span := _TIME_SPAN.fullmatch(text)) is not None:
-        days, hours, minutes = (int(part or 0) for part in span.groups())
-        if not (days or hours or minutes):
+        days, hours, minutes, seconds = (int(part or 0) for part in span.groups())
+        if not (days or hours or minutes or seconds):
             raise ConfigurationError(f"{flag} {text} leaves no time; give a later time")
-        return now + timedelta(days=days, hours=hours, minutes=minutes)
+        return now + timedelta(days=days, hours=hours, minutes=minutes, seconds=seconds)
     try:
         time = datetime.fromisoformat(text).astimezone()
     except (ValueError, OverflowError):
         raise ConfigurationError(
-            f"{flag} takes a time of day (07:00), a date and a time (2030-12-31T07:00), or a time from now (6h, 90m), "
-            f"not {text!r}"
+            f"{flag} takes a time of day (07:00), a date and a time (2030-12-31T07:00), or a time from now "
+            f"(6h, 90m, 90s), not {text!r}"
         ) from None
     if time <= now:
         raise ConfigurationError(f"{flag} {text} has passed; give a later time")

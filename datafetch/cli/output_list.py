@@ -7,9 +7,9 @@ from pathlib import Path
 
 import orjson
 
-from datafetch.cli.exit_code import one_line
 from datafetch.cli.render import write_pieces
-from datafetch.cli.status_text import left_out_text
+from datafetch.cli.status_text import last_stop_text, left_out_text
+from datafetch.model.untrusted import one_line
 from datafetch.monitor.status import StatusBelow, StatusesBelow
 
 _TITLES = ("state", "images", "ok", "failed", "output")
@@ -43,6 +43,8 @@ def _lines(root: Path, below: StatusesBelow) -> Iterator[str]:
         yield _columns(status.state, f"{images:,}", f"{status.ok:,}", f"{status.failed:,}", path)
         if status.damaged_ledgers:
             yield f"    {one_line(left_out_text(status))}"
+        if status.last_stop is not None:
+            yield f"    {one_line(last_stop_text(status.last_stop))}"
     if not below.is_complete:
         yield "There may be others: there are too many files below this folder to look at all."
 

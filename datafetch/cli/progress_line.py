@@ -28,7 +28,10 @@ _LEAST_PER_S = 0.05  # a slower one would be shown as none
 
 
 class Importance(IntEnum):
-    """How important a field, or one of its forms, is, the least first."""
+    """How important a field, or one of its forms, is, the least first.
+
+    While a run waits and little is sent, what it waits for and its outcomes (``WAITING_…``) come before all others.
+    """
 
     RECEIVED = auto()
     SHARDS = auto()
@@ -36,13 +39,15 @@ class Importance(IntEnum):
     WAITING = auto()
     OK = auto()
     COUNT = auto()
+    NEXT_ATTEMPT = auto()
     ALL_TIME_LEFT = auto()
     FAILED = auto()
     TITLE = auto()
     PACE = auto()
     TIME_LEFT = auto()
     RUN = auto()
-    NEXT_ATTEMPT = auto()
+    WAITING_OK = auto()
+    WAITING_FAILED = auto()
     WAITED_FOR = auto()
     STAGE = auto()
     SHARE = auto()
@@ -97,9 +102,11 @@ def run_line(now: Statistics, pace: Pace, *, title: str = "", later_images: int 
     if title:
         fields.append((Form(title, Importance.TITLE), Form(title.rpartition(" ")[0], Importance.RUN)))
     fields.append(_share(ended, now.expected_images, "image"))
-    fields.append(_only(f"{now.ok:,} ok", Importance.OK))
+    is_waiting = now.is_stalled and now.waiting is not None and now.resharding is None
+    fields.append(_only(f"{now.ok:,} ok", Importance.WAITING_OK if is_waiting else Importance.OK))
     if now.failed:
-        fields.append(_only(f"{now.failed:,} failed", Importance.FAILED))
+        importance = Importance.WAITING_FAILED if is_waiting else Importance.FAILED
+        fields.append(_only(f"{now.failed:,} failed", importance))
     left_s = None if now.expected_images is None else now.left_s(now.expected_images - ended, pace.images_per_s)
     if now.resharding is not None:
         made = now.resharding
@@ -189,7 +196,10 @@ def _joined(forms: Mapping[int, Form]) -> str:
 def waiting_text(waiting: Waiting) -> str:
     """Say how many images wait, for which host most of them, why, and until when."""
     next_s = waiting.next_attempt_s
-    return _waited_for(waiting) + ("" if next_s is None else f"; next attempt in {lasting(max(1, math.ceil(next_s)))}")
+    images = counted(waiting.images, "image")
+    return _waited_for(waiting, images) + (
+        "" if next_s is None else f"; next attempt in {lasting(max(1, math.ceil(next_s)))}"
+    )
 
 
 def _waiting(now: Statistics, waiting: Waiting) -> tuple[Form, ...]:
@@ -198,16 +208,15 @@ def _waiting(now: Statistics, waiting: Waiting) -> tuple[Form, ...]:
         return _only(waiting_text(waiting), Importance.WAITING)
     return (
         Form(waiting_text(waiting), Importance.NEXT_ATTEMPT),
-        Form(_waited_for(waiting), Importance.WAITED_FOR),
-        Form(f"{counted(waiting.images, 'image')} waiting", Importance.STAGE),
+        Form(_waited_for(waiting, f"{waiting.images:,}"), Importance.WAITED_FOR),
+        Form(f"{waiting.images:,} waiting", Importance.STAGE),
     )
 
 
-def _waited_for(waiting: Waiting) -> str:
+def _waited_for(waiting: Waiting, images: str) -> str:
     """``73 images waiting for example.org (HTTP 503)``; of several hosts, the one that most of them wait for."""
-    images = f"{counted(waiting.images, 'image')} waiting"
     most = "" if waiting.host_images == waiting.images else f", {waiting.host_images:,} of them"
-    return f"{images}{most} for {to_printable(waiting.host)} ({to_printable(waiting.reason)})"
+    return f"{images} waiting{most} for {to_printable(waiting.host)} ({to_printable(waiting.reason)})"
 
 
 def _only(text: str, importance: Importance) -> tuple[Form, ...]:

@@ -15,13 +15,12 @@ from typing import TYPE_CHECKING
 import orjson
 
 from datafetch.cli.dry_run import dry_run_text
-from datafetch.cli.exit_code import one_line
 from datafetch.cli.report_text import advice_lines, most_first, report_lines
 from datafetch.cli.status_text import status_text
 from datafetch.errors import ResourceError
 from datafetch.model.outcome import OK
 from datafetch.model.report import Report
-from datafetch.model.untrusted import to_printable
+from datafetch.model.untrusted import one_line, to_printable
 from datafetch.model.wording import counted, sized
 from datafetch.monitor.recipe_status import DatasetStatus
 from datafetch.monitor.status import Status
@@ -90,12 +89,28 @@ def show_datasets(statuses: Sequence[DatasetStatus], root: Path, *, as_json: boo
     lines = [f"step  {'dataset':<{width}}  {'images':>9}  {'there':>9}  state"]
     for status in statuses:
         name, images = status.part.name, f"{status.part.images:,}"
-        lines.append(f"{status.part.step:>4}  {name:<{width}}  {images:>9}  {status.present:>9,}  {status.state}")
+        there = f"{status.present:>9,}  {_state_of(status)}"
+        lines.append(f"{status.part.step:>4}  {name:<{width}}  {images:>9}  {there}")
     lines += ["", f"in {root}, and from where:"]
     for status in statuses:
         gate = f"; {status.part.gate}" if status.part.gate else ""
-        lines += [f"{status.path}", f"    {status.part.published}{gate}"]
+        lines.append(f"{status.path}")
+        if status.rows is not None and (options := _selecting(status)):
+            lines.append(f"    {counted(status.rows, 'row')}, selected by {shlex.join(options)}")
+        lines.append(f"    {status.part.published}{gate}")
     _print("\n".join(map(_safe, lines)))
+
+
+def _state_of(status: DatasetStatus) -> str:
+    """The state of a dataset, with the options by which a complete run took only some of its samples."""
+    options = _selecting(status)
+    shown = options if status.ids is None else [option for option in options if option.startswith("--")]
+    return f"{status.state} ({' '.join(shown)})" if shown else str(status.state)
+
+
+def _selecting(status: DatasetStatus) -> list[str]:
+    limit = [] if status.limit is None else ["--limit", str(status.limit)]
+    return limit + ([] if status.ids is None else ["--ids", status.ids])
 
 
 def show_sources(answers: Sequence[SourceAnswer], *, as_json: bool) -> None:

@@ -23,9 +23,10 @@ from rich.console import Console, ConsoleOptions, RenderResult
 from rich.live import Live
 from rich.text import Text
 
-from datafetch.cli.exit_code import json_line, one_line
+from datafetch.cli.exit_code import json_line
 from datafetch.cli.progress_line import ProgressLine
 from datafetch.errors import ConfigurationError
+from datafetch.model.untrusted import one_line
 from datafetch.store.layout import SUFFIX, OutputLayout
 
 _LIVE_INTERVAL_S = 0.25

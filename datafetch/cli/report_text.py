@@ -152,17 +152,28 @@ def advice_lines(report: Report) -> Iterator[str]:
             f"{counted(missing, 'image')} {'is' if missing == 1 else 'are'} not in {folder}: prepare the image sets "
             "with the same --root, or 'datafetch retry' those where images failed, and run the same command again"
         )
-    alike = report.failed_alike
-    if alike is not None and not report.permittable.get(alike.kind):
-        yield alike.sentence(is_over=True)
-    for kind, advice in ADVICE.items():
-        count = report.permittable.get(kind, 0)
-        if count:
-            fix = alike.advice or advice if alike is not None and alike.kind is kind else advice
-            yield f"{counted(count, 'image')} failed as {kind}: '{retry} {fix.option}' {fix.effect}"
+    yield from _lines_about_permissions(report, retry)
     is_retried = report.retried is not None or report.has_open_retry
     if not is_retried and root is None and any(map(may_kind_pass, failed)):
         yield f"'{retry}' requests again what may have been temporary"
+
+
+def _lines_about_permissions(report: Report, retry: str) -> Iterator[str]:
+    """Say which images failed for lack of a permission, and how they are fetched with it; or how all images failed."""
+    alike = report.failed_alike
+    if alike is not None and not report.permittable.get(alike.kind):
+        yield alike.sentence(is_over=True)
+    since = report.permitted_since
+    if since is not None:
+        kinds, options = ",".join(since.images), " ".join(since.options)
+        images = counted(sum(since.images.values()), "image")
+        yield f"{images} had failed before {options} was given: '{retry} --kinds {kinds} {options}' requests them again"
+    for kind, advice in ADVICE.items():
+        count = report.permittable.get(kind, 0) - (0 if since is None else since.images.get(kind, 0))
+        if count > 0:
+            fix = alike.advice or advice if alike is not None and alike.kind is kind else advice
+            again = f"; '{retry} --kinds {kind}' asks whether they still are" if kind is FailureKind.OPTED_OUT else ""
+            yield f"{counted(count, 'image')} failed as {kind}: '{retry} {fix.option}' {fix.effect}{again}"
 
 
 def retry_command(out: str) -> str:

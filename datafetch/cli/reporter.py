@@ -13,7 +13,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from typing import IO, cast
 
-from datafetch.cli.exit_code import one_line
+from datafetch.cli.exit_code import message_of
 from datafetch.cli.progress_line import ProgressLine, activity_line, with_activity
 from datafetch.cli.report_targets import (
     JsonLines,
@@ -25,9 +25,11 @@ from datafetch.cli.report_targets import (
     Terminal,
     WarningsOnly,
 )
+from datafetch.errors import DatafetchError
 from datafetch.model import activities
 from datafetch.model.activities import ActivityProgress
 from datafetch.model.options import Effect, Option, OptionGroup, option
+from datafetch.model.untrusted import one_line
 
 _NEARLY = 0.9  # of the interval, for a loop's clock is not the one that is read here
 _LIBRARY = "datafetch"
@@ -207,9 +209,18 @@ def _logged_end(log_file: LogFile) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        is_interrupt = isinstance(error, KeyboardInterrupt)
-        log_file.append("error", "interrupted" if is_interrupt else one_line(str(error) or repr(error)))
+        log_file.append("error", one_line(_reason(error)))
         raise
+
+
+def _reason(error: BaseException) -> str:
+    """What stopped a command, as standard error has it."""
+    match error:
+        case KeyboardInterrupt():
+            return "interrupted"
+        case DatafetchError():
+            return message_of(error)
+    return str(error) or repr(error)
 
 
 def _on_standard_error(reporting: Reporting) -> Target:

@@ -5,6 +5,7 @@ Rules: nothing is computed here. Text from the web, such as the name of a host, 
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 
 from rich.console import Console
@@ -12,12 +13,14 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from datafetch.cli.exit_code import without_fresh
 from datafetch.cli.progress_line import waiting_text
 from datafetch.model.outcome import FailureKind
 from datafetch.model.untrusted import to_printable
 from datafetch.model.wording import clock, counted, lasting, sized
 from datafetch.monitor.host_failures import FailingHost
 from datafetch.monitor.status import RunState, Status
+from datafetch.store.last_stop import LastStop
 from datafetch.store.lock_holder import LockHolder
 
 _HOST_COLUMNS = 40
@@ -99,7 +102,15 @@ def _state(status: Status) -> Text:
         parts.append(left_out_text(status))
     if status.problem:
         parts.append(status.problem)
+    if status.last_stop is not None:
+        parts.append(last_stop_text(status.last_stop))
     return _plain("; ".join(parts))
+
+
+def last_stop_text(stop: LastStop) -> str:
+    """When a run stopped, and why, as it said then."""
+    message = without_fresh(stop.message) if stop.was_fresh else stop.message
+    return f"stopped {lasting(time.time() - stop.unix_s)} ago: {message}"
 
 
 def left_out_text(status: Status) -> str:

@@ -24,8 +24,8 @@ from datafetch.datasets.filenames import DuplicateNames, why_refused
 from datafetch.datasets.named_images import SAMPLES_PER_SHARD, slice_name
 from datafetch.datasets.readers import Int64s, ZipDirectory, ZipEntry
 from datafetch.errors import ManifestError, unreadable
-from datafetch.model.interfaces import Manifest, Samples
 from datafetch.model.ledger_line import ShardCounts
+from datafetch.model.manifest import Manifest, Samples
 from datafetch.model.outcome import FailureKind
 from datafetch.model.sample import FAILURE, FALLBACK, FILE, MEMBER, IdListResult, Row, Sample, Shard
 

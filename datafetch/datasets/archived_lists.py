@@ -22,9 +22,9 @@ from datafetch.datasets.named_images import find_file, image_file_row
 from datafetch.datasets.readers import ZipDirectory
 from datafetch.datasets.referenced import image_names, read_image_names
 from datafetch.datasets.sources.hub import HubPlace, is_hub
-from datafetch.model.interfaces import Manifest
 from datafetch.model.kinds import Loader, Payload
 from datafetch.model.location import is_url
+from datafetch.model.manifest import Manifest
 from datafetch.model.options import DatasetOptions, Effect, Option, option
 from datafetch.model.sample import Record, Row
 

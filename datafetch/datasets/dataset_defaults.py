@@ -8,15 +8,15 @@ from pathlib import Path
 from typing import Self
 
 from datafetch.errors import ConfigurationError
-from datafetch.model.interfaces import Manifest, RemoteFile
 from datafetch.model.kinds import Loader, Payload
+from datafetch.model.manifest import Manifest, RemoteFile
 from datafetch.model.options import DatasetOptions
 from datafetch.model.sample import Sample
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DatasetDefaults:
-    """The properties of ``model.interfaces.Dataset`` as fields, and its methods where most datasets agree.
+    """The properties of ``model.dataset.Dataset`` as fields, and its methods where most datasets agree.
 
     A dataset derives from it, gives the fields new defaults, and adds ``bind`` and ``to_row``.
 

@@ -19,8 +19,8 @@ from datafetch.datasets.readers import ZipDirectory
 from datafetch.datasets.referenced import read_referenced
 from datafetch.errors import ManifestError
 from datafetch.model.fields import invalid
-from datafetch.model.interfaces import Manifest
 from datafetch.model.kinds import Loader, Payload
+from datafetch.model.manifest import Manifest
 from datafetch.model.options import DatasetOptions, Effect, Option, option
 from datafetch.model.sample import Record, Row
 

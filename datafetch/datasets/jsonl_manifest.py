@@ -28,8 +28,8 @@ from datafetch.datasets.readers import (
 )
 from datafetch.errors import ManifestError
 from datafetch.model import exact_json
-from datafetch.model.interfaces import Manifest, Samples
 from datafetch.model.kinds import CounterName
+from datafetch.model.manifest import Manifest, Samples
 from datafetch.model.sample import Row, Sample, Shard
 from datafetch.model.untrusted import is_plain_name
 

@@ -25,8 +25,8 @@ from datafetch.datasets.readers import LineFile, RecordReader
 from datafetch.datasets.shared_options import URL_KEY
 from datafetch.datasets.url_length import bounded_url
 from datafetch.errors import ManifestError, unreadable
-from datafetch.model.interfaces import Manifest, Samples
 from datafetch.model.kinds import Loader, Payload
+from datafetch.model.manifest import Manifest, Samples
 from datafetch.model.options import DatasetOptions, option
 from datafetch.model.sample import REFUSED, Record, Row, Sample, Shard
 from datafetch.model.untrusted import is_utf8, to_printable

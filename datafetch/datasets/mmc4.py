@@ -23,9 +23,9 @@ from datafetch.datasets.id_pairs import IdsIndex, IndexKindDetector, ShardIndice
 from datafetch.datasets.jsonl_manifest import SUFFIXES, IdFilter, LineSamples, LinesManifest, first_records
 from datafetch.datasets.readers import LineFile, list_files, read_id_pairs
 from datafetch.errors import ConfigurationError, ManifestError
-from datafetch.model.interfaces import Manifest
 from datafetch.model.kinds import CounterName, Loader, Payload
 from datafetch.model.ledger_line import ShardCounts
+from datafetch.model.manifest import Manifest
 from datafetch.model.options import Effect, Option, option
 from datafetch.model.sample import IdListResult, Record, Row, Sample, Shard
 from datafetch.model.wording import counted

@@ -22,9 +22,9 @@ from datafetch.datasets.readers import LineFile, ObjectReader
 from datafetch.datasets.referenced import read_referenced
 from datafetch.datasets.url_length import bounded_url, is_too_long
 from datafetch.errors import ManifestError, unreadable
-from datafetch.model.interfaces import Manifest, Samples
 from datafetch.model.kinds import Loader, Payload
 from datafetch.model.ledger_line import ShardCounts
+from datafetch.model.manifest import Manifest, Samples
 from datafetch.model.options import DatasetOptions, Effect, Option, option
 from datafetch.model.sample import MAX_URL_CHARS, REFUSED, IdListResult, Record, Row, Sample, Shard
 

@@ -13,7 +13,7 @@ from datafetch.datasets.ocr_vqa import OcrVqa
 from datafetch.datasets.synthdog_ja import SynthdogJa
 from datafetch.datasets.training_lists import JA_VG_VQA, LLAVA_INSTRUCT_JA, LLAVA_V15_SUBSET
 from datafetch.errors import unknown_name
-from datafetch.model.interfaces import Dataset
+from datafetch.model.dataset import Dataset
 from datafetch.model.options import DatasetOptions
 
 _ALL: tuple[Dataset, ...] = (

@@ -23,8 +23,8 @@ from datafetch.datasets.dataset_defaults import DatasetDefaults
 from datafetch.datasets.named_images import SAMPLES_PER_SHARD, image_file_row
 from datafetch.datasets.readers import BadRow, ColumnType, ParquetFile, explain_digit_limit, list_files
 from datafetch.errors import ConfigurationError, ManifestError
-from datafetch.model.interfaces import Manifest, Samples
 from datafetch.model.kinds import Loader, Payload
+from datafetch.model.manifest import Manifest, Samples
 from datafetch.model.options import DatasetOptions, Option, option
 from datafetch.model.sample import Record, Row, Sample, Shard
 from datafetch.model.untrusted import is_utf8

@@ -17,8 +17,8 @@ from datafetch.datasets.dataset_defaults import DatasetDefaults
 from datafetch.datasets.named_images import find_file
 from datafetch.datasets.readers import replace_value
 from datafetch.datasets.referenced import image_names, read_image_names
-from datafetch.model.interfaces import Manifest
 from datafetch.model.kinds import Loader, Payload
+from datafetch.model.manifest import Manifest
 from datafetch.model.outcome import Failure
 from datafetch.model.sample import Record, Row
 

@@ -29,7 +29,7 @@ from datafetch.fetch import Fetcher
 from datafetch.fetch.archive import MemberReader
 from datafetch.fetch.policy import FetchPolicy
 from datafetch.fetch.ranges import LocalRanges, RangeReader, RemoteRanges
-from datafetch.model.interfaces import Dataset
+from datafetch.model.dataset import Dataset
 from datafetch.model.location import is_url, without_secrets
 from datafetch.model.outcome import Failure
 from datafetch.process.threads import run_in_thread

@@ -15,14 +15,16 @@ from datafetch.engine.completeness import refuse_missing_files, restore_missing_
 from datafetch.engine.disk_estimate import DiskEstimate
 from datafetch.engine.feed import MAX_OPEN_SAMPLES, MAX_OPEN_SHARDS
 from datafetch.engine.job import Job, dataset_of, hash_of, identify, own_spec, reshard_plan, settings_of
-from datafetch.engine.published import download_file, download_source, find_published, policy_for_files
+from datafetch.engine.published import download_file, download_source, find_published
 from datafetch.engine.remote_files import open_remote_files
 from datafetch.engine.scan_cache import StateFolderCache
+from datafetch.engine.web_download import policy_for_files
 from datafetch.errors import ConfigurationError, ManifestError
 from datafetch.fetch.receive_rate import ReceiveRate, rate_of
-from datafetch.model.interfaces import Dataset, Manifest, RemoteFile
+from datafetch.model.dataset import Dataset
 from datafetch.model.kinds import CounterName
 from datafetch.model.location import at_mirror
+from datafetch.model.manifest import Manifest, RemoteFile
 from datafetch.model.untrusted import short_repr
 from datafetch.output.merge import Output
 from datafetch.output.stored import can_read_images

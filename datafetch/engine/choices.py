@@ -11,8 +11,8 @@ from datafetch.datasets import find_dataset
 from datafetch.datasets.recipes import part_of
 from datafetch.engine.job import Job, own_spec
 from datafetch.fetch import FetchPolicy
-from datafetch.model.interfaces import Manifest
 from datafetch.model.location import without_secrets
+from datafetch.model.manifest import Manifest
 from datafetch.model.options import Effect, OptionField, as_given, options_of, words_of
 
 _DECIDES_ROWS = frozenset({Effect.ROWS, Effect.MANIFEST})

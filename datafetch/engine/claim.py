@@ -311,7 +311,15 @@ def _start_over(layout: OutputLayout, *, keeps_files: bool = False) -> None:
         layout.reports,
     ):
         shutil.rmtree(folder, ignore_errors=True)
-    for file in (layout.retry, layout.progress, layout.report, layout.reshard_record, layout.dropped, layout.job):
+    for file in (
+        layout.retry,
+        layout.progress,
+        layout.last_stop,
+        layout.report,
+        layout.reshard_record,
+        layout.dropped,
+        layout.job,
+    ):
         if file.is_dir():
             shutil.rmtree(file)
         file.unlink(missing_ok=True)

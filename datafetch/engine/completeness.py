@@ -12,7 +12,8 @@ from datafetch.model.sample import Shard
 from datafetch.output.formats import format_of
 from datafetch.output.reshard.record import read_reshard_record
 from datafetch.store.layout import OutputLayout
-from datafetch.store.ledger import read_samples, read_shard_counts
+from datafetch.store.ledger_reader import read_samples
+from datafetch.store.shard_summary import read_shard_counts
 from datafetch.store.spool_writer import write_spool
 
 _log = logging.getLogger(__name__)

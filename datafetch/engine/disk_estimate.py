@@ -16,7 +16,7 @@ from datafetch.model.kinds import Payload
 from datafetch.model.ledger_line import ShardCounts
 from datafetch.model.wording import counted, sized
 from datafetch.store.layout import OutputLayout
-from datafetch.store.ledger import sum_shard_counts
+from datafetch.store.shard_summary import sum_shard_counts
 from datafetch.transcode import ImageSpec
 
 _log = logging.getLogger(__name__)

@@ -27,7 +27,7 @@ from datafetch.engine.recipe import PlannedDataset, with_lists
 from datafetch.engine.repeated_job import RepeatedJob
 from datafetch.errors import ConfigurationError, ManifestError
 from datafetch.fetch.urls import BadUrlError, parse_url
-from datafetch.model.interfaces import Dataset
+from datafetch.model.dataset import Dataset
 from datafetch.model.kinds import OutputState
 from datafetch.model.ledger_line import ShardCounts
 from datafetch.model.location import at_mirror, is_remote, is_url, without_secrets

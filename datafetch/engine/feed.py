@@ -36,8 +36,8 @@ from pathlib import Path
 from typing import TypeVar
 
 from datafetch.engine.completeness import recover_published
-from datafetch.model.interfaces import ShardSource
 from datafetch.model.ledger_line import ShardCounts
+from datafetch.model.manifest import ShardSource
 from datafetch.model.sample import Sample, Shard
 from datafetch.process.threads import run_in_thread
 from datafetch.store.layout import OutputLayout

@@ -18,7 +18,7 @@ from datafetch.engine.feed import OpenShard
 from datafetch.engine.first_outcomes import FirstOutcomes
 from datafetch.engine.image_source import ImageSource
 from datafetch.fetch import BodyBudget, Reservation
-from datafetch.model.interfaces import ImageTranscoder
+from datafetch.model.image_interfaces import ImageTranscoder
 from datafetch.model.ledger_line import LedgerLine
 from datafetch.model.outcome import NOT_REQUESTED, OK, Body, Encoded, Failure, FailureKind, Fetched, Outcome, Source
 from datafetch.model.sample import Sample

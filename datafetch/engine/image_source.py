@@ -27,7 +27,7 @@ from datafetch.fetch.archive import MemberReader
 from datafetch.fetch.fetcher import OUT_OF_TIME
 from datafetch.model.archive import Member
 from datafetch.model.checksum import crc32
-from datafetch.model.interfaces import Fetch
+from datafetch.model.image_interfaces import Fetch
 from datafetch.model.outcome import Body, Failure, FailureKind, Fetched, Source
 from datafetch.model.sample import FAILURE, FALLBACK, FILE, MEMBER, Row, Sample
 from datafetch.process.threads import run_in_thread

@@ -16,10 +16,11 @@ import orjson
 from datafetch.datasets import find_dataset
 from datafetch.errors import ConfigurationError
 from datafetch.fetch import MAX_BYTES, FetchPolicy
+from datafetch.model.dataset import Dataset
 from datafetch.model.fields import check_types, invalid, require_in_range
-from datafetch.model.interfaces import Dataset, Manifest
 from datafetch.model.kinds import Payload
 from datafetch.model.location import is_remote, is_url, without_secrets
+from datafetch.model.manifest import Manifest
 from datafetch.model.options import DatasetOptions, Effect, Option, OptionGroup, option, options_of, row_options
 from datafetch.model.regular_file import open_regular
 from datafetch.model.untrusted import is_utf8
@@ -161,7 +162,7 @@ class Job:
     finish_by: datetime | None = option(
         None,
         _NoRowEffect(
-            help="Record what has not arrived by then as timeout: HH:MM, 2030-12-31T07:00, or 6h, 90m from now.",
+            help="Record what has not arrived by then as timeout: HH:MM, 2030-12-31T07:00, or 6h, 90m, 90s from now.",
             group=OptionGroup.BEHAVIOUR,
             metavar="TIME",
             is_time=True,

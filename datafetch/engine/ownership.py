@@ -15,7 +15,7 @@ import asyncio
 import logging
 import shutil
 from collections.abc import AsyncIterator, Callable, Collection, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from functools import partial
 
 from datafetch.engine.claim import refuse_foreign_files
@@ -26,6 +26,7 @@ from datafetch.output.reshard.before_repair import undo_needless
 from datafetch.output.reshard.swap import complete_swap
 from datafetch.process.threads import run_in_thread
 from datafetch.store.atomic import make_folder, refuse_links, refuse_unpublishable
+from datafetch.store.last_stop import forget_stop, record_stop
 from datafetch.store.layout import OutputLayout
 from datafetch.store.lock import Lock, ShardLocks, locks_where_possible
 
@@ -55,6 +56,7 @@ async def locked_output(
         with _disk_errors(layout):
             await run_in_thread(partial(_lock_output, layout, lock, is_alone=is_alone))
             await run_in_thread(partial(_recover_output, layout, prepare, fresh=fresh))
+        async with _recorded_stop(layout, was_fresh=fresh):
             yield
     finally:
         await run_in_thread(lock.release)
@@ -92,7 +94,20 @@ async def locked_shards(
         await run_in_thread(_recover_shards, layout, shards, prepare)
         with locks_where_possible(is_alone=is_alone):
             await run_in_thread(locks.release_preparation)
-        yield
+        async with _recorded_stop(layout, was_fresh=False):
+            yield
+
+
+@asynccontextmanager
+async def _recorded_stop(layout: OutputLayout, *, was_fresh: bool) -> AsyncIterator[None]:
+    """Let the status of the output say what has stopped the work."""
+    try:
+        with _disk_errors(layout):
+            yield
+    except Exception as error:
+        with suppress(RuntimeError):  # no thread can be started
+            await run_in_thread(partial(record_stop, layout, error, was_fresh=was_fresh))
+        raise
 
 
 @contextmanager
@@ -133,6 +148,7 @@ def _recover_output(layout: OutputLayout, prepare: Callable[[], None], *, fresh:
         complete_commits(layout)
         undo_needless(layout)
     prepare()
+    forget_stop(layout)
     for folder in (layout.unpublished, layout.shard_progress_folder):
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -146,6 +162,7 @@ def _recover_shards(layout: OutputLayout, shards: Collection[str], prepare: Call
     complete_commits(layout, frozenset(shards))
     undo_needless(layout)
     prepare()
+    forget_stop(layout)
 
 
 def _refuse_unwritable(layout: OutputLayout) -> None:

@@ -18,9 +18,10 @@ from datafetch.fetch import FetchPolicy, OptOut
 from datafetch.model.bounds import Count
 from datafetch.model.options import Effect, OptionField, as_given, options_of
 from datafetch.model.outcome import FailureKind, Permission
+from datafetch.model.report import PermittedSince
 from datafetch.store.job_file import replace_settings
 from datafetch.store.layout import OutputLayout
-from datafetch.store.ledger import count_unpermitted
+from datafetch.store.ledger_reader import count_unpermitted
 from datafetch.transcode import ImageSpec
 
 PERMITTING_OPTIONS: Mapping[str, OptionField] = {
@@ -77,6 +78,19 @@ class Permitted:
             option for option in self.options() if option not in now.options() and option.partition(" ")[0] not in given
         )
 
+    def beyond(self, before: Self) -> tuple[tuple[OptionField, Any], ...]:
+        """The options that permit more here than in ``before``, each with its value; of networks those that are new."""
+        pairs = (
+            (PERMITTING_OPTIONS[one.name], getattr(self, one.name), getattr(before, one.name)) for one in fields(self)
+        )
+        more = []
+        for option, now, earlier in pairs:
+            if isinstance(now, tuple):
+                more.append((option, tuple(network for network in now if network not in earlier)))
+            elif now > earlier if isinstance(now, int) else now != earlier:
+                more.append((option, now))
+        return tuple((option, value) for option, value in more if any(_as_given(option, value)))
+
     def options(self) -> tuple[str, ...]:
         """The options that permit more than the defaults do, as they are given to a command."""
         return tuple(
@@ -114,6 +128,27 @@ def remember(layout: OutputLayout, permitted: Permitted) -> None:
     if now != before:
         new_job = now.apply_to(job)
         replace_settings(layout, settings_of(new_job, new_job.image or ImageSpec()))
+
+
+def find_permitted_since(
+    before: Permitted | None, now: Permitted, ended_before: Mapping[str, int]
+) -> PermittedSince | None:
+    """The images that had failed for lack of what is permitted now, and was not in the run before; None without any.
+
+    Args:
+        before: What the run before permitted; None if there was none, or that is not known.
+        now: What is permitted now.
+        ended_before: The number of images that ended before this run, by outcome.
+    """
+    more = () if before is None else now.beyond(before)
+    given: list[str] = []
+    images: dict[FailureKind, int] = {}
+    for one, value in more:
+        kind = Permission(one.name.replace("_", "-")).failure_kind
+        if count := ended_before.get(kind, 0):
+            images[kind] = count
+            given += _as_given(one, value)
+    return PermittedSince(tuple(given), images) if images else None
 
 
 def count_permittable(job: Job, outcomes: Mapping[str, int], ledgers: Iterable[Path]) -> dict[str, int]:

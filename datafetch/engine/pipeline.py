@@ -9,13 +9,13 @@ from __future__ import annotations
 import asyncio
 import time
 
-from datafetch.engine.feed import MAX_OPEN_SHARDS, Feed, OpenShard
+from datafetch.engine.feed import MAX_OPEN_SHARDS, Feed, NextSample, OpenShard
 from datafetch.engine.fetch_sample import SampleFetcher
 from datafetch.engine.image_source import ImageSource
 from datafetch.errors import ConservationError
 from datafetch.fetch import BodyBudget
 from datafetch.model.advice import FailedAlike
-from datafetch.model.interfaces import ImageTranscoder
+from datafetch.model.image_interfaces import ImageTranscoder
 from datafetch.model.outcome import OK, FailureKind
 from datafetch.model.statistics import Statistics
 from datafetch.output.commit import Commit, CommitShard
@@ -63,6 +63,7 @@ class Pipeline:
             have_arrived_before=lambda: feed.ended_before[OK] > 0,
         )
         self._in_flight = source.call_limiter(TASKS_PER_CONNECTION)
+        self._tasks = 0
         self._committing = asyncio.Semaphore(MAX_OPEN_SHARDS)
         self._started_s = time.monotonic()
 
@@ -73,13 +74,11 @@ class Pipeline:
             DatafetchError: What stopped the run. The results of images that have ended are in the spools.
             ConservationError: The manifest yielded fewer samples than it had counted.
         """
-        tasks = max(_MIN_TASKS, self._fetch.max_connections * TASKS_PER_CONNECTION)
         try:
             async with asyncio.TaskGroup() as group:
                 syncing = group.create_task(self._sync_spools())
                 async with asyncio.TaskGroup() as working:
-                    for _ in range(tasks):
-                        working.create_task(self._work())
+                    self._start_task(working)
                 syncing.cancel()
         finally:
             self._fetcher.dedup.close()
@@ -144,29 +143,40 @@ class Pipeline:
             transcoding=self._fetcher.transcoding,
         )
 
-    async def _work(self) -> None:
-        is_there_more = True
-        while is_there_more:
+    def _start_task(self, working: asyncio.TaskGroup) -> None:
+        if self._tasks < max(_MIN_TASKS, self._fetch.max_connections * TASKS_PER_CONNECTION):
+            self._tasks += 1
+            working.create_task(self._work(working))
+
+    async def _work(self, working: asyncio.TaskGroup) -> None:
+        """Process samples until there are no more; start the next task as soon as this one has work.
+
+        So there are as many tasks as samples in flight and one that waits, not thousands from the start.
+        """
+        has_started_next = False
+        while True:
             async with self._in_flight:
-                is_there_more = await self._process_next()
+                next_sample = await self._feed.pull()
+                if next_sample is None:
+                    return
+                if not has_started_next:
+                    has_started_next = True
+                    self._start_task(working)
+                await self._process(next_sample)
 
     async def _sync_spools(self) -> None:
         while True:
             await asyncio.sleep(_SYNC_INTERVAL_S)
             await self._feed.sync()
 
-    async def _process_next(self) -> bool:
-        """Process the next sample, and publish its shard if it was the last; return False if there is none."""
-        next_sample = await self._feed.pull()
-        if next_sample is None:
-            return False
+    async def _process(self, next_sample: NextSample) -> None:
+        """Process a sample, and publish its shard if it was the last."""
         if next_sample.sample is None:
             await self._publish(next_sample.shard)
-            return True
+            return
         await self._fetcher.fetch_sample(next_sample.shard, next_sample.sample)
         if self._feed.mark_ended(next_sample):
             await self._publish(next_sample.shard)
-        return True
 
     async def _publish(self, shard: OpenShard) -> None:
         await shard.spool.sync()

@@ -26,7 +26,7 @@ import numpy as np
 
 from datafetch.engine.bound_job import BoundJob
 from datafetch.errors import ConfigurationError
-from datafetch.model.interfaces import Manifest, Samples
+from datafetch.model.manifest import Manifest, Samples
 from datafetch.model.regular_file import NotRegularFileError, open_regular
 from datafetch.model.sample import Sample, Shard
 from datafetch.output.merge import ByPosition, Output
@@ -36,7 +36,8 @@ from datafetch.output.reshard.numbering import find_lost_rows
 from datafetch.output.reshard.record import read_reshard_record
 from datafetch.store.atomic import write_atomically
 from datafetch.store.layout import OutputLayout
-from datafetch.store.ledger import Bools, read_samples
+from datafetch.store.ledger_reader import read_samples
+from datafetch.store.packed_bools import Bools
 from datafetch.store.spool_format import MARKER_BYTES, ImageResult, StoredImage
 from datafetch.store.spool_reader import SpooledSample, SpoolReader
 from datafetch.store.spool_writer import has_marker, write_spool

@@ -27,14 +27,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from datafetch.errors import ConfigurationError
-from datafetch.model.interfaces import Samples
 from datafetch.model.ledger_line import LedgerLine
+from datafetch.model.manifest import Samples
 from datafetch.model.outcome import OK, Failure, FailureKind
 from datafetch.model.regular_file import NotRegularFileError, open_regular
 from datafetch.model.sample import Sample, Shard
 from datafetch.output.merge import Output, could_have_row
 from datafetch.output.retry_filter import Retry
-from datafetch.store.ledger import read_failures, read_samples, read_shard_summary
+from datafetch.store.ledger_reader import read_failures, read_samples
+from datafetch.store.shard_summary import read_shard_summary
 from datafetch.store.spool_format import MARKER_BYTES, ImageResult, StoredImage
 from datafetch.store.spool_reader import SpooledSample, SpoolReader
 from datafetch.store.spool_writer import has_marker, write_spool

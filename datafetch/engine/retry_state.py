@@ -25,7 +25,7 @@ from datafetch.model.outcome import FailureKind
 from datafetch.output.retry_filter import Retry, RetryFilter
 from datafetch.store.atomic import write_atomically
 from datafetch.store.layout import OutputLayout
-from datafetch.store.ledger import read_shard_summary
+from datafetch.store.shard_summary import read_shard_summary
 from datafetch.store.state_file import read_state_file
 
 

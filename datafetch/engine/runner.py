@@ -26,7 +26,7 @@ from datafetch.engine.earlier_images import open_earlier_images
 from datafetch.engine.feed import Feed
 from datafetch.engine.job import Job
 from datafetch.engine.ownership import locked_output, locked_shards
-from datafetch.engine.permissions import Permitted, read_permitted
+from datafetch.engine.permissions import Permitted, find_permitted_since, read_permitted
 from datafetch.engine.repair import begin_repair, end_repair
 from datafetch.engine.repeated_job import RepeatedJob
 from datafetch.engine.retry import Change, retry_failed
@@ -34,8 +34,8 @@ from datafetch.engine.session import CHILD_PROCESSES, Backends, Session
 from datafetch.engine.set_aside import delete_earlier
 from datafetch.errors import ConfigurationError
 from datafetch.fetch import Fetcher
-from datafetch.model.interfaces import Manifest
 from datafetch.model.ledger_line import ShardCounts
+from datafetch.model.manifest import Manifest
 from datafetch.model.observers import Observer
 from datafetch.model.report import FetchedShards, Report
 from datafetch.model.sample import IdListResult
@@ -44,8 +44,9 @@ from datafetch.monitor.at_work import refuse_at_work
 from datafetch.output.retry_filter import RetryFilter
 from datafetch.process.event_loop import run_to_end
 from datafetch.process.threads import run_in_thread
-from datafetch.store.ledger import read_keys, read_shard_counts
+from datafetch.store.ledger_reader import read_keys
 from datafetch.store.reports import set_report_aside, write_report
+from datafetch.store.shard_summary import read_shard_counts
 
 _TRIED_SAMPLES = 256  # read before an earlier output is deleted; the feed reads as many at a time
 
@@ -110,7 +111,9 @@ async def fetch_dataset(
                 open_earlier_images(layout, bound.identity, job) as earlier,
                 session.fetched(feed, bound.spec, backends, bound.archives, earlier, rate=bound.rate) as fetched,
             ):
-                return await _complete_run(bound, session, fetched)
+                report = await _complete_run(bound, session, fetched)
+                since = find_permitted_since(before, Permitted.of(job), fetched.ended_before)
+                return report if repair is not None else replace(report, permitted_since=since)
 
 
 def fetch_shards(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 
+from datafetch.model.regular_file import open_regular
 from datafetch.store.atomic import make_folder, publish
 from datafetch.store.layout import OutputLayout
 
@@ -21,7 +22,7 @@ class StateFolderCache:
     def read(self, key: str, max_bytes: int) -> bytes | None:
         """Return what was kept; None if there is nothing, or more than this."""
         try:
-            with (self._layout.scans / key).open("rb") as file:
+            with open_regular(self._layout.scans / key) as file:
                 content = file.read(max_bytes + 1)
         except OSError:
             return None

@@ -35,7 +35,7 @@ from datafetch.engine.pipeline import Pipeline
 from datafetch.errors import ConservationError
 from datafetch.fetch import BodyBudget, Fetcher, FetchStatistics
 from datafetch.fetch.receive_rate import ReceiveRate
-from datafetch.model.interfaces import ImageTranscoder
+from datafetch.model.image_interfaces import ImageTranscoder
 from datafetch.model.kinds import Loader
 from datafetch.model.ledger_line import ShardCounts
 from datafetch.model.observers import Observer, observed_by
@@ -53,7 +53,8 @@ from datafetch.output.reshard.plan import Plan
 from datafetch.output.reshard.record import read_reshard_record
 from datafetch.output.training_list import write_trainers_list
 from datafetch.process.threads import run_in_thread
-from datafetch.store.ledger import count_lost_documents, read_shard_counts
+from datafetch.store.ledger_reader import count_lost_documents
+from datafetch.store.shard_summary import read_shard_counts
 from datafetch.transcode import Encoding, ImageSpec, Transcoder
 
 _TIME_IS_UP = (
@@ -291,6 +292,7 @@ class Session:
             peak_open_requests=fetching.peak_open_requests,
             elapsed_s=time.monotonic() - self._started_s,
             failed_alike=pipeline.failed_alike,
+            ended_before=feed.ended_before,
         )
 
     def _statistics_of(self, totals: ShardCounts) -> Statistics:

@@ -17,13 +17,14 @@ from datafetch.datasets.sources.hub import HubPlace, is_hub, list_sizes
 from datafetch.datasets.sources.object_store import is_object_store, list_stored
 from datafetch.engine.archives import find_archives
 from datafetch.engine.job import Job
-from datafetch.engine.published import hub_at, list_project, policy_for_files, select_files
+from datafetch.engine.published import hub_at, list_project, select_files
 from datafetch.engine.recipe import PlannedDataset
+from datafetch.engine.web_download import policy_for_files
 from datafetch.errors import DatafetchError, ManifestError
 from datafetch.fetch import Fetcher
 from datafetch.fetch.ranges import NoRangesError, RemoteRanges
 from datafetch.model.activities import Activity, ActivityUnit
-from datafetch.model.interfaces import Dataset
+from datafetch.model.dataset import Dataset
 from datafetch.model.location import at_mirror, is_url, without_secrets
 from datafetch.process.event_loop import run_to_end
 from datafetch.process.threads import run_in_thread

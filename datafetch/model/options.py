@@ -26,9 +26,9 @@ class OptionGroup(StrEnum):
     """The titles under which help lists options, in this order."""
 
     SELECTION = "What to fetch"
+    OUTPUT = "Output"
     NETWORK = "Network"
     IMAGES = "Images"
-    OUTPUT = "Output"
     BEHAVIOUR = "Behaviour"
 
 

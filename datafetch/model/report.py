@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from datafetch.model.advice import FailedAlike
 from datafetch.model.ledger_line import ShardCounts
 from datafetch.model.lost_documents import MAX_COUNTED_IMAGES
-from datafetch.model.outcome import OK
+from datafetch.model.outcome import OK, FailureKind
 from datafetch.model.sample import IdListResult
 
 
@@ -25,6 +25,19 @@ class ReshardedEpoch:
     world_size: int
     samples_per_rank: int
     used: int
+
+
+@dataclass(frozen=True, slots=True)
+class PermittedSince:
+    """What a run permits that the run before it did not, and the images that had failed for lack of it by then.
+
+    Attributes:
+        options: The options, as they are given to a command.
+        images: The number of images by failure kind; none for kinds that no image has.
+    """
+
+    options: tuple[str, ...]
+    images: Mapping[FailureKind, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +59,7 @@ class FetchedShards:
         peak_open_requests: The largest number of requests that were open at once.
         elapsed_s: Wall-clock time.
         failed_alike: How all images that were requested have failed; None unless all did, and alike.
+        ended_before: The number of images that had ended before this call, by outcome.
     """
 
     totals: ShardCounts
@@ -62,6 +76,7 @@ class FetchedShards:
     elapsed_s: float = 0.0
     failed_alike: FailedAlike | None = None
     peak_open_requests: int = 0
+    ended_before: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +103,8 @@ class Report:
         has_open_retry: Whether a retry of the output was interrupted and is not complete.
         failed_alike: How all images that this run requested have failed; None unless all did, and alike.
         peak_open_requests: The largest number of requests that were open at once in this run.
+        permitted_since: Images that a retry may fetch, as this run permits more than the one before; None if there are
+            none.
     """
 
     dataset: str
@@ -109,6 +126,7 @@ class Report:
     has_open_retry: bool = False
     failed_alike: FailedAlike | None = None
     peak_open_requests: int = 0
+    permitted_since: PermittedSince | None = None
 
     @property
     def images_per_s(self) -> float:

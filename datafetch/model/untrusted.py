@@ -9,6 +9,9 @@ PLAIN_NAME = r"\A(?!\.{0,2}\Z)[^/\0]+\Z"
 _PLAIN_NAME = re.compile(PLAIN_NAME)
 _LAST_OF_PLANE_0 = 0xFFFF
 _MAX_REPR_CHARS = 100
+MAX_LINE_CHARS = 2000
+"""The length of a message, at most."""
+_END_CHARS = 500  # kept from the end of a longer message, where it says what to do
 
 
 def is_plain_name(name: object) -> bool:
@@ -34,6 +37,18 @@ def short_repr(value: object) -> str:
 def to_printable(text: str) -> str:
     """A text that can't control a terminal: each character that is not printable becomes U+FFFD."""
     return "".join(character if character.isprintable() else "\ufffd" for character in text)
+
+
+def one_line(text: str) -> str:
+    """Make text safe for one line on a terminal: without control characters, and of bounded length.
+
+    Messages quote file names, columns, keys and names in pickles, which are untrusted. None of them may move the
+    cursor, hide the text before it, or bury it under a megabyte. The end is kept, because it says what to do.
+    """
+    words = " ".join("".join(character if character.isprintable() else " " for character in text).split())
+    if len(words) <= MAX_LINE_CHARS:
+        return words
+    return f"{words[: MAX_LINE_CHARS - _END_CHARS - 3]} … {words[-_END_CHARS:]}"
 
 
 def escape_unprintable(json_text: str) -> str:

@@ -23,7 +23,7 @@ from datafetch.model.regular_file import open_regular
 from datafetch.monitor.image_lines import LeaveOut, read_image_lines
 from datafetch.monitor.observed_output import ObservedOutput
 from datafetch.output.formats import ROWS_SUFFIX, format_of
-from datafetch.store.ledger import read_shard_summary
+from datafetch.store.shard_summary import read_shard_summary
 
 _COLUMNS = ("key", "url")
 _MAX_SAMPLES = 5

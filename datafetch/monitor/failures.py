@@ -17,7 +17,7 @@ from datafetch.model.outcome import OK, FailureKind
 from datafetch.monitor.host_failures import hosts_of
 from datafetch.monitor.image_lines import LeaveOut, read_image_lines
 from datafetch.monitor.observed_output import ObservedOutput
-from datafetch.store.ledger import as_batch
+from datafetch.store.ledger_format import as_batch
 
 _COLUMNS = ("outcome", "url")
 
@@ -37,24 +37,44 @@ class FailedImage:
     line: LedgerLine
 
 
-def read_failures(
-    output: ObservedOutput, kinds: Collection[FailureKind] = (), hosts: Collection[str] = (), *, leave_out: LeaveOut
-) -> Iterator[FailedImage]:
+@dataclass(frozen=True, slots=True)
+class FailureFilter:
+    """Which failures are read; of each criterion, empty is all.
+
+    Attributes:
+        kinds: Their kinds.
+        hosts: The hosts of their URLs, in any case and with or without a port.
+        statuses: The HTTP statuses of the last response.
+    """
+
+    kinds: Collection[FailureKind] = ()
+    hosts: Collection[str] = ()
+    statuses: Collection[int] = ()
+
+    def accepts(self, line: LedgerLine) -> bool:
+        """Whether a line is that of a failure of these kinds, with one of these statuses."""
+        return (
+            line.outcome != OK
+            and (not self.kinds or line.outcome in self.kinds)
+            and (not self.statuses or line.status in self.statuses)
+        )
+
+
+def read_failures(output: ObservedOutput, wanted: FailureFilter, *, leave_out: LeaveOut) -> Iterator[FailedImage]:
     """The failed images of an output, in the order of shards, samples and images.
 
     Args:
         output: The output.
-        kinds: Only failures of these kinds; empty for all.
-        hosts: Only URLs with one of these hosts, in any case and with or without a port; empty for all.
+        wanted: Which failures.
         leave_out: Told of each shard whose ledger is damaged.
 
     Raises:
         ResourceError: This machine has run out of descriptors or memory.
     """
-    wanted = pa.array(sorted(_host_names(hosts)), pa.string())
-    for found in read_image_lines(output, _COLUMNS, partial(_select, hosts=wanted), leave_out=leave_out):
+    hosts = pa.array(sorted(_host_names(wanted.hosts)), pa.string())
+    for found in read_image_lines(output, _COLUMNS, partial(_select, hosts=hosts), leave_out=leave_out):
         # Kinds are those of the lines as they are read now: earlier versions wrote some otherwise.
-        lines = [line for line in found.lines if line.outcome != OK and (not kinds or line.outcome in kinds)]
+        lines = [line for line in found.lines if wanted.accepts(line)]
         for line, host in zip(lines, hosts_of(as_batch(lines, ["url"])["url"]).to_pylist(), strict=True):
             yield FailedImage(found.shard, host, line)
 

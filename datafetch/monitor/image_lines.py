@@ -27,7 +27,8 @@ from datafetch.model.ledger_line import LedgerLine
 from datafetch.model.sample import Sample
 from datafetch.monitor.observed_output import ObservedOutput
 from datafetch.monitor.output_counts import is_in_place
-from datafetch.store.ledger import as_batch, read_selected
+from datafetch.store.ledger_format import as_batch
+from datafetch.store.ledger_reader import read_selected
 from datafetch.store.spool_format import read_marker, read_stored, scan_entries
 
 _BATCH_LINES = 4096  # in memory, of a spool

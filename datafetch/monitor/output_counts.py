@@ -24,7 +24,9 @@ from datafetch.model.sample import Sample
 from datafetch.monitor.host_failures import FailingHosts
 from datafetch.output.formats import format_of
 from datafetch.store.layout import OutputLayout
-from datafetch.store.ledger import not_a_ledger, read_columns, read_shard_counts, without_skipped
+from datafetch.store.ledger_format import not_a_ledger
+from datafetch.store.ledger_reader import read_columns, without_skipped
+from datafetch.store.shard_summary import read_shard_counts
 from datafetch.store.spool_format import SpoolRecord, read_marker, scan_records
 
 _BATCH_LINES = 16_384  # of a spool, in memory

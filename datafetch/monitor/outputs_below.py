@@ -55,7 +55,16 @@ def name_outputs(folder: Path) -> str:
 
 
 def no_output(layout: OutputLayout) -> ConfigurationError:
-    """The error for a folder in which there is no run; the message names the outputs below it."""
+    """The error for a folder in which there is no run; the message names the outputs below it.
+
+    The job of an output whose images another job takes is the first of its files to be moved, and that of the other one
+    is written when all have been.
+    """
+    if layout.previous.is_dir():
+        return ConfigurationError(
+            f"{layout.out} is being set aside for a run with --reuse; wait for that run, or if it was stopped, run the "
+            "same command again to resume (nothing fetched so far is lost)"
+        )
     hint = name_outputs(layout.out) or "; give the folder that a run writes to"
     return ConfigurationError(f"there is no run in {layout.out}: {layout.job} is missing{hint}")
 
@@ -63,9 +72,14 @@ def no_output(layout: OutputLayout) -> ConfigurationError:
 def is_output(path: Path) -> bool:
     """Whether a path is an output or its state folder."""
     try:
-        return OutputLayout(output_of(path)).job.exists()
+        return _has_run(OutputLayout(output_of(path)))
     except ConfigurationError:  # it is the root of the filesystem
         return False
+
+
+def _has_run(layout: OutputLayout) -> bool:
+    """Whether a run has an output, or is about to take one."""
+    return layout.job.exists() or layout.previous.is_dir()
 
 
 def refuse_folder_of_outputs(path: Path) -> None:
@@ -108,7 +122,7 @@ class _Search:
                     continue
                 if not entry.name.endswith(SUFFIX):
                     below[entry.name] = None
-                elif (current / entry.name / OutputLayout(current / "_").job.name).exists():
+                elif _has_run(OutputLayout(current / entry.name.removesuffix(SUFFIX))):
                     self._left_outputs -= 1
                     outputs.add(entry.name.removesuffix(SUFFIX))
                     yield current / entry.name.removesuffix(SUFFIX)

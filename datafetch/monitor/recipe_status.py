@@ -17,6 +17,7 @@ from datafetch.datasets.recipes import RECIPE, RecipePart
 from datafetch.model.bounds import Count
 from datafetch.monitor.resharding import read_resharding
 from datafetch.monitor.status import read_status
+from datafetch.store.job_file import read_job_file
 from datafetch.store.layout import OutputLayout
 from datafetch.store.state_file import read_if_sound
 
@@ -41,12 +42,18 @@ class DatasetStatus:
         path: Where the trainer expects it, below its data root.
         state: How much of it is there.
         present: The number of images that are there.
+        rows: The number of rows of a complete run; None if there is none.
+        limit: The limit of that run; None for all samples.
+        ids: The id list of that run, as its job names it; None if it had none, or that is not known.
     """
 
     part: RecipePart
     path: str
     state: DatasetState
     present: int
+    rows: int | None = None
+    limit: int | None = None
+    ids: str | None = None
 
     def summary(self) -> dict[str, object]:
         """The status as the JSON object that ``--json`` prints."""
@@ -59,6 +66,9 @@ class DatasetStatus:
             "gate": self.part.gate,
             "state": self.state,
             "present": self.present,
+            "rows": self.rows,
+            "limit": self.limit,
+            "ids": self.ids,
         }
 
 
@@ -66,8 +76,13 @@ class _Images(msgspec.Struct, frozen=True):
     ok: Count
 
 
+class _Samples(msgspec.Struct, frozen=True):
+    rows: Count
+
+
 class _Report(msgspec.Struct, frozen=True):
     images: _Images
+    samples: _Samples
 
 
 def read_recipe_status(root: Path) -> list[DatasetStatus]:
@@ -85,9 +100,11 @@ def read_recipe_status(root: Path) -> list[DatasetStatus]:
 def _read(part: RecipePart, root: Path) -> DatasetStatus:
     path = DATASETS[part.name].path
     layout = OutputLayout(root / path)
-    report = read_if_sound(layout.report, _Report)
-    if not layout.job.exists():
-        return DatasetStatus(part, path, DatasetState.MISSING, 0)
+    report, job = read_if_sound(layout.report, _Report), read_job_file(layout)
+    if job is None:
+        is_set_aside = layout.previous.is_dir()
+        return DatasetStatus(part, path, DatasetState.PARTIAL if is_set_aside else DatasetState.MISSING, 0)
     if report is not None and not read_resharding(layout).is_damaged:
-        return DatasetStatus(part, path, DatasetState.COMPLETE, report.images.ok)
+        images, rows = report.images.ok, report.samples.rows
+        return DatasetStatus(part, path, DatasetState.COMPLETE, images, rows, job.limit, job.ids)
     return DatasetStatus(part, path, DatasetState.PARTIAL, read_status(layout.out).ok)

@@ -27,6 +27,7 @@ from datafetch.monitor.output_counts import OutputCounts, count_output, list_fol
 from datafetch.monitor.outputs_below import OutputsBelow
 from datafetch.monitor.resharding import read_resharding
 from datafetch.store.job_file import JobFile
+from datafetch.store.last_stop import LastStop, read_last_stop
 from datafetch.store.layout import OutputLayout
 from datafetch.store.lock_holder import LockHolder
 from datafetch.store.state_file import read_if_sound
@@ -80,6 +81,7 @@ class Status:
         missing_shards: The shards of a resharded output that are missing or have changed, so that it is not complete.
         damaged_ledgers: The shards whose ledger is damaged, so that nothing of them is counted.
         problem: What else keeps an output from being complete although nothing is left to fetch; mostly empty.
+        last_stop: Why the last run or retry stopped; None if it was killed or interrupted, or has nothing left to do.
         holder: Who holds the lock; None if nobody does, as far as is known here. One on another machine may have ended.
     """
 
@@ -110,6 +112,7 @@ class Status:
     damaged_ledgers: tuple[str, ...] = ()
     problem: str = ""
     holder: LockHolder | None = None
+    last_stop: LastStop | None = None
 
     @property
     def ended(self) -> int:
@@ -172,6 +175,7 @@ class Status:
             **({"damaged_ledgers": list(self.damaged_ledgers)} if self.damaged_ledgers else {}),
             **({"problem": self.problem} if self.problem else {}),
             **({} if self.holder is None else {"lock": self._lock_fields(self.holder)}),
+            **({} if self.last_stop is None else {"stopped": asdict(self.last_stop)}),
             "hosts": [{"host": host.host, "failed": host.failed, "by_kind": host.by_kind} for host in self.hosts],
             **({"hosts_are_lower_bounds": True} if self.is_pruned else {}),
             "bytes": {
@@ -251,6 +255,7 @@ def read_status(out: Path | str) -> Status:
         damaged_ledgers=tuple(counts.damaged_ledgers),
         problem=resharded.problem,
         holder=holder,
+        last_stop=read_last_stop(layout) if state is RunState.INTERRUPTED else None,
     )
 
 

@@ -30,7 +30,8 @@ from datafetch.output.row import OutputRow
 from datafetch.output.tally import ShardTally
 from datafetch.store.atomic import make_folder, publish, sync
 from datafetch.store.layout import OutputLayout
-from datafetch.store.ledger import FileCheck, LedgerWriter, read_shard_summary
+from datafetch.store.ledger_writer import LedgerWriter
+from datafetch.store.shard_summary import FileCheck, read_shard_summary
 from datafetch.store.spool_writer import SpoolWriter
 
 

@@ -29,7 +29,7 @@ from dataclasses import dataclass, replace
 from typing import Generic, TypeAlias, TypeVar
 
 from datafetch.errors import ConservationError
-from datafetch.model.interfaces import Dataset
+from datafetch.model.dataset import Dataset
 from datafetch.model.kinds import CounterName, Payload
 from datafetch.model.ledger_line import LedgerLine
 from datafetch.model.outcome import OK, FailureKind, Permission
@@ -39,7 +39,8 @@ from datafetch.output.repair import images_to_keep
 from datafetch.output.retry_filter import Retry, RetryFilter
 from datafetch.output.row import OutputRow, placeholder
 from datafetch.store.layout import OutputLayout
-from datafetch.store.ledger import read_samples, read_shard_summary
+from datafetch.store.ledger_reader import read_samples
+from datafetch.store.shard_summary import read_shard_summary
 from datafetch.store.spool_format import ImageResult, LazySpoolRecord, SpooledImage
 from datafetch.store.spool_reader import SpooledSample, SpoolReader
 

@@ -13,7 +13,7 @@ from datafetch.model.ledger_line import ShardCounts
 from datafetch.model.lost_documents import LostDocumentCounter
 from datafetch.model.outcome import FailureKind
 from datafetch.output.merge import MergedSample
-from datafetch.store.ledger import ShardSummary
+from datafetch.store.shard_summary import ShardSummary
 
 
 class ShardTally:

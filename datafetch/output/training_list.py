@@ -21,13 +21,14 @@ import orjson
 
 from datafetch.datasets.readers import RecordReader
 from datafetch.errors import ConfigurationError, ConservationError
-from datafetch.model.interfaces import Dataset
+from datafetch.model.dataset import Dataset
 from datafetch.model.outcome import OK
 from datafetch.model.regular_file import open_regular
 from datafetch.model.sample import REFUSED
 from datafetch.store.atomic import make_folder, publish, write_atomically
 from datafetch.store.layout import OutputLayout
-from datafetch.store.ledger import read_samples, read_shard_summary
+from datafetch.store.ledger_reader import read_samples
+from datafetch.store.shard_summary import read_shard_summary
 from datafetch.store.spool_reader import SpoolReader
 from datafetch.store.state_file import read_if_sound
 

@@ -41,6 +41,7 @@ class JobFile:
         shards: The manifest's shards by name: for each, the manifest file and the fingerprint of its content.
         limit: The maximum number of samples; None for all.
         scratch: The folder for spools; None is the state folder, and the default for files of earlier versions.
+        ids: Where the id list was; None if there was none, and for files of earlier versions.
         fields: All fields of the file, as JSON values.
     """
 
@@ -48,6 +49,7 @@ class JobFile:
     shards: Mapping[str, list[Any]]
     limit: int | None
     scratch: Path | None
+    ids: str | None
     fields: Mapping[str, Any]
 
     @property
@@ -64,9 +66,10 @@ class JobFile:
 
 @dataclass(frozen=True, slots=True)
 class _CheckedSettings:
-    """Those settings that a later run needs as they are, with their bounds."""
+    """Those settings that are used as they are, with their bounds."""
 
     scratch: PathText | None = None
+    ids: PathText | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,8 +113,9 @@ def _check(fields: dict[str, Any], damaged: ConfigurationError) -> JobFile:
         checked = msgspec.convert(fields, _CheckedFields)
     except ValueError as error:
         raise damaged from error
-    scratch = Path(checked.asked.scratch) if checked.asked and checked.asked.scratch else None
-    return JobFile(checked.dataset, checked.shards, checked.limit, scratch, fields)
+    settings = checked.asked or _CheckedSettings()
+    scratch = Path(settings.scratch) if settings.scratch else None
+    return JobFile(checked.dataset, checked.shards, checked.limit, scratch, settings.ids, fields)
 
 
 def write_job_file(layout: OutputLayout, identity: Identity, settings: Mapping[str, object]) -> None:

@@ -98,6 +98,11 @@ class OutputLayout:
         return self.state_folder / "unpublished"
 
     @property
+    def last_stop(self) -> Path:
+        """Why the last run or retry stopped; deleted when the next one begins."""
+        return self.state_folder / "stopped.json"
+
+    @property
     def ready(self) -> Path:
         """The folder for the complete files of committed shards, a folder for each, until they are published."""
         return self.state_folder / "ready"

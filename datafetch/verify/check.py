@@ -16,8 +16,8 @@ from typing import TypeAlias
 
 from datafetch.datasets import DATASETS, find_dataset
 from datafetch.errors import ConfigurationError, raise_if_exhausted
+from datafetch.model.dataset import Dataset
 from datafetch.model.fields import check_types, invalid, require_in_range
-from datafetch.model.interfaces import Dataset
 from datafetch.model.kinds import Loader
 from datafetch.model.observers import Observer, observed_by
 from datafetch.model.options import Option, OptionGroup, option

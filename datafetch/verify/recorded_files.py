@@ -13,14 +13,14 @@ from pathlib import Path
 
 from datafetch.errors import ConfigurationError, raise_if_exhausted
 from datafetch.model.checksum import crc32
-from datafetch.model.interfaces import Dataset
+from datafetch.model.dataset import Dataset
 from datafetch.model.kinds import Loader
 from datafetch.output.formats import COUNT_SUFFIX, ROWS_SUFFIX, PickleFormat, PublishedFile, format_of
 from datafetch.output.reshard.record import ReshardRecord, read_reshard_record
 from datafetch.output.training_list import recorded_sha256, sha256_of, trainers_list
 from datafetch.store.atomic import leads_out
 from datafetch.store.layout import OutputLayout
-from datafetch.store.ledger import read_shard_counts
+from datafetch.store.shard_summary import read_shard_counts
 from datafetch.verify.findings import Examination, Location, Problem
 from datafetch.verify.intended_ranks import read_sound_job
 from datafetch.verify.shards import ShardFolder

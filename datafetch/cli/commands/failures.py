@@ -12,10 +12,10 @@ from datafetch.cli.command import as_command
 from datafetch.cli.exit_code import ExitCode, write_line
 from datafetch.cli.failure_list import ListForm, show_failures
 from datafetch.cli.left_out_shards import LeftOutShards
-from datafetch.cli.options import complete_kind, parse_kinds, parse_names
+from datafetch.cli.options import complete_kind, parse_kinds, parse_names, parse_statuses
 from datafetch.errors import ConfigurationError
 from datafetch.model.options import OptionGroup
-from datafetch.monitor.failures import read_failures
+from datafetch.monitor.failures import FailureFilter, read_failures
 from datafetch.monitor.observed_output import observe_output
 
 
@@ -39,6 +39,14 @@ def failures(
             rich_help_panel=OptionGroup.SELECTION,
         ),
     ] = None,
+    status: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="CODE,…",
+            help="Only failures with one of these HTTP statuses, such as 404,503. Repeatable.",
+            rich_help_panel=OptionGroup.SELECTION,
+        ),
+    ] = None,
     csv: Annotated[
         bool, typer.Option("--csv", help="All columns of the ledger as CSV.", rich_help_panel=OptionGroup.OUTPUT)
     ] = False,
@@ -51,18 +59,19 @@ def failures(
 ) -> int:
     """List the failed images, a line each, also while a run is at work.
 
-    A terminal gets a table that fits it; in a file or a pipe nothing is cut.
+    A terminal gets a table that fits it, in which details are wrapped; in a file or a pipe nothing is cut or wrapped.
     """
     if csv and jsonl:
         raise ConfigurationError("give --csv or --jsonl, not both")
     form = ListForm.CSV if csv else ListForm.JSON_LINES if jsonl else ListForm.TABLE
-    wanted, hosts = parse_kinds(kinds), parse_names(host)
+    wanted = FailureFilter(parse_kinds(kinds), parse_names(host), parse_statuses("--status", status))
     output = observe_output(out)
     left_out = LeftOutShards(output.layout)
-    has_any = show_failures(read_failures(output, wanted, hosts, leave_out=left_out), form)
+    has_any = show_failures(read_failures(output, wanted, leave_out=left_out), form)
     if not has_any and left_out.exit_code is ExitCode.COMPLETE:
-        which = [f"as {' or '.join(sorted(wanted))}"] if wanted else []
-        which += [f"at {' or '.join(hosts)}"] if hosts else []
+        which = [f"as {' or '.join(sorted(wanted.kinds))}"] if wanted.kinds else []
+        which += [f"with HTTP status {' or '.join(map(str, sorted(wanted.statuses)))}"] if wanted.statuses else []
+        which += [f"at {' or '.join(wanted.hosts)}"] if wanted.hosts else []
         where = shlex.quote(str(output.layout.out))
         write_line(f"no image of {where} has failed{''.join(f' {text}' for text in which)}")
     return left_out.exit_code

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from datafetch.cli.command import Command, as_command, with_options
+from datafetch.cli.command import Command, as_command, with_options, write_examples
 from datafetch.cli.exit_code import check_min_success, exit_code_of
 from datafetch.cli.options import (
     PERMISSIONS,
@@ -43,7 +43,7 @@ from datafetch.engine.repeated_job import read_repeated_job
 from datafetch.engine.runner import run
 from datafetch.errors import ConfigurationError
 from datafetch.fetch import FetchPolicy
-from datafetch.model.interfaces import Dataset
+from datafetch.model.dataset import Dataset
 from datafetch.model.options import OptionField, OptionGroup, options_of
 
 if TYPE_CHECKING:
@@ -52,6 +52,11 @@ if TYPE_CHECKING:
 
 
 _UNSET = Job("", "", "")
+_EXAMPLES = {
+    "datafetch prepare gqa --limit 100": "100 of its images",
+    "datafetch prepare coyo --source coyo/data --ids ids.txt": "from files here",
+    "datafetch prepare step-0 step-1 --root playground/data": "steps of the recipe",
+}
 
 
 def _complete_target(incomplete: str) -> list[tuple[str, str]]:
@@ -181,7 +186,8 @@ class _PrepareHelp(Command):
     """The command without a dataset, which only shows help."""
 
     def format_options(self, ctx: Context, formatter: HelpFormatter) -> None:
-        """Write the datasets, and the options that all of them take."""
+        """Write examples, the datasets, and the options that all of them take."""
+        write_examples(formatter, _EXAMPLES)
         with formatter.section("Datasets"):
             formatter.write_dl([(name, dataset.summary) for name, dataset in DATASETS.items()])
         with formatter.section("Steps"):

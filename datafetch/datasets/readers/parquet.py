@@ -32,7 +32,7 @@ from datafetch.datasets.readers.limits import Int64s, max_rows
 from datafetch.datasets.readers.parquet_pages import DamagedPageError, Page, read_chunks, read_pages
 from datafetch.datasets.readers.parquet_source import LocalParquet, OpenParquet, ParquetSource, RemoteParquet
 from datafetch.errors import ManifestError, unreadable
-from datafetch.model.interfaces import RemoteFile
+from datafetch.model.manifest import RemoteFile
 
 _BATCH_ROWS = 8192  # at COYO's 200 bytes of URL and text a row, about 2 MB as Arrow and 8 MB as Python objects
 _BATCH_BYTES = 8 << 20  # of one column; a batch costs only 20 µs, so small ones are affordable

@@ -21,7 +21,8 @@ from pathlib import Path
 from typing import BinaryIO, Protocol
 
 from datafetch.errors import ManifestError, ResourceError, raise_if_exhausted
-from datafetch.model.interfaces import RemoteFile
+from datafetch.model.manifest import RemoteFile
+from datafetch.model.regular_file import require_regular
 
 _PIECE_BYTES = 4 << 20  # at a third of a second for a request and its redirect, some 100 MB/s
 _MAX_PIECES = 8  # of one file in flight, or waiting to be written
@@ -86,7 +87,12 @@ class LocalParquet:
 
     @contextmanager
     def open(self) -> Iterator[OpenParquet]:
-        """Open the file until the context ends."""
+        """Open the file until the context ends.
+
+        Raises:
+            OSError: It can't be looked at, or is not a regular file.
+        """
+        require_regular(self.path)
         yield _WholeFile(self.path)
 
 

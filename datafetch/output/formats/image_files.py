@@ -29,7 +29,7 @@ from datafetch.output.formats.output_format import OutputFormat, PublishedFile, 
 from datafetch.output.row import OutputRow
 from datafetch.store.atomic import make_folder, move, publish, refuse_links_above, sync
 from datafetch.store.layout import OutputLayout
-from datafetch.store.ledger import read_samples
+from datafetch.store.ledger_reader import read_samples
 from datafetch.store.spool_format import ImageResult
 
 INDEX_SUFFIX = ".files"

@@ -15,7 +15,7 @@ from typing import Any, ClassVar, Protocol, TypeAlias
 from datafetch.output.row import OutputRow
 from datafetch.store.atomic import make_folder, publish
 from datafetch.store.layout import OutputLayout
-from datafetch.store.ledger import read_file_checks, read_shard_counts
+from datafetch.store.shard_summary import read_file_checks, read_shard_counts
 from datafetch.store.spool_format import ImageResult
 
 PublishedRow: TypeAlias = Any

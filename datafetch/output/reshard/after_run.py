@@ -25,7 +25,7 @@ from datafetch.output.reshard.numbering import NumberedSamples
 from datafetch.output.reshard.plan import Int64s, Plan, Source, permutation
 from datafetch.output.reshard.record import ReshardRecord, read_reshard_record
 from datafetch.store.layout import OutputLayout
-from datafetch.store.ledger import pack_bools
+from datafetch.store.packed_bools import pack_bools
 
 _log = logging.getLogger(__name__)
 

@@ -25,7 +25,8 @@ from datafetch.output.reshard.numbering import NumberedSamples
 from datafetch.output.reshard.record import ReshardRecord, read_reshard_record
 from datafetch.store.atomic import link_or_copy, make_folder, sync, write_atomically
 from datafetch.store.layout import OutputLayout
-from datafetch.store.ledger import Bools, read_shard_summary
+from datafetch.store.packed_bools import Bools
+from datafetch.store.shard_summary import read_shard_summary
 
 _UNDOING = "undoing"
 

@@ -18,7 +18,8 @@ from datafetch.output.formats.output_format import size_bytes
 from datafetch.output.reshard.plan import Int64s, permutation
 from datafetch.output.reshard.record import ReshardRecord
 from datafetch.store.layout import OutputLayout
-from datafetch.store.ledger import Bools, read_shard_summary, unpack_bools
+from datafetch.store.packed_bools import Bools, unpack_bools
+from datafetch.store.shard_summary import read_shard_summary
 
 
 @dataclass(frozen=True, slots=True, eq=False)

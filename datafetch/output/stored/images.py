@@ -20,7 +20,7 @@ from datafetch.output.formats.pickle_form import FrameOffsets
 from datafetch.output.formats.pickle_rows import decode_row, frame_sizes, read_frame
 from datafetch.output.reshard.after_run import locate_rows
 from datafetch.store.layout import OutputLayout
-from datafetch.store.ledger import read_shard_counts
+from datafetch.store.shard_summary import read_shard_counts
 
 _log = logging.getLogger(__name__)
 _OFFSET_BITS = 44  # of a file, 16 TB

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from datafetch.model.ledger_line import LedgerLine
-from datafetch.store.ledger import RowGroup, read_columns, read_row_group, row_group_lines
+from datafetch.store.ledger_reader import RowGroup, read_columns, read_row_group, row_group_lines
 
 _MAX_ROW_GROUPS = 8  # of at most 16,384 lines and some 8 MB of text each; the images of a new run mostly come in order
 

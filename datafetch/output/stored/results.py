@@ -22,6 +22,7 @@ from datafetch.errors import ConfigurationError, ManifestError, raise_if_exhaust
 from datafetch.model.kinds import Loader
 from datafetch.model.ledger_line import LedgerLine
 from datafetch.model.outcome import OK
+from datafetch.model.regular_file import open_regular
 from datafetch.output.formats import FORMATS, PickleFormat
 from datafetch.output.formats.image_files import ImageFilesFormat
 from datafetch.output.stored.images import PickledImages, PublishedImages, SavedImages
@@ -113,7 +114,7 @@ class StoredResults:
                 number += 1
 
     def _add_spool(self, number: int, path: Path) -> None:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             for entry in read_entries(file, read_marker(file)):
                 if isinstance(entry.record, ImageResult):
                     self._index.add(entry.record.line.url, _IN_SPOOL | number << _OFFSET_BITS | entry.offset)
@@ -134,7 +135,7 @@ class StoredResults:
 
     def _read_spooled(self, number: int) -> ImageResult | None:
         spool, offset = divmod(number, 1 << _OFFSET_BITS)
-        with self._spools[spool].open("rb") as file:
+        with open_regular(self._spools[spool]) as file:
             entry = read_entry(file, read_marker(file), offset)
         return entry.record if entry is not None and isinstance(entry.record, ImageResult) else None
 

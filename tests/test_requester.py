@@ -410,6 +410,7 @@ async def test_tls_goes_through_a_proxy_in_a_tunnel(
     """The proxy learns the host and its own credentials, and nothing else; the host's certificate is verified."""
     authority.issue_cert("images.invalid").configure_cert(tls)
     heads: list[bytes] = []
+    conversations: list[asyncio.Task[None] | None] = []
 
     async def serve(_: bytes, writer: asyncio.StreamWriter) -> None:
         writer.write(_whole(b"picture"))
@@ -417,6 +418,7 @@ async def test_tls_goes_through_a_proxy_in_a_tunnel(
     async with _server(serve, tls) as origin:
 
         async def connect(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            conversations.append(asyncio.current_task())
             heads.append(await reader.readuntil(b"\r\n\r\n"))
             if behaviour == "connects":
                 writer.write(b"HTTP/1.1 200 Connection established\r\n\r\n")
@@ -429,6 +431,7 @@ async def test_tls_goes_through_a_proxy_in_a_tunnel(
             monkeypatch.setenv("https_proxy", f"me:secret@127.0.0.1:{proxy.sockets[0].getsockname()[1]}")
             async with Fetcher(FetchPolicy(trust_env=True, retries=0, nameservers=NOWHERE)) as fetch:
                 fetched = [await fetch("https://images.invalid/cat.jpg") for _ in range(2)]
+            await until(lambda: all(task is None or task.done() for task in conversations))
     credentials = b"Proxy-Authorization: Basic " + base64.b64encode(b"me:secret")
     assert heads[0].startswith(b"CONNECT images.invalid:443 HTTP/1.1\r\n")
     assert credentials in heads[0]

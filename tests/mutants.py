@@ -68,7 +68,7 @@ FAULTS = (
     Fault(
         "a spool's payload is accepted without its checksum",
         "store/spool_format.py",
-        "    return payload if zlib.crc32(payload) == header.crc else None\n",
+        "    return payload if crc32(payload) == header.crc else None\n",
         "    return payload\n",
         ("spool",),
     ),

@@ -179,7 +179,6 @@ def _newest(folder: Path, match: str) -> Path | None:
 
 def _section(match: Match, record: Mapping[str, Any]) -> Iterator[str]:
     parameters = record["parameters"]
-    parameters = record["parameters"]
     yield f"\n## {match.title[0].upper()}{match.title[1:]}\n\n"
     yield "| | good images/s | CPU ms an image | of its first process | peak MiB | good images | requests |\n"
     yield "|---|---|---|---|---|---|---|\n"

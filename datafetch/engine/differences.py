@@ -40,14 +40,15 @@ def describe_differences(
         settings_now: Those of the new one.
     """
     names = sorted(name for name in before | now if name != "shards" and before.get(name) != now.get(name))
-    follow = {"resize"} if "short_side" in names and None in (before.get("resize"), now.get("resize")) else set()
+    # Parts that differ only because another one does, and were given by nobody: without --short-side nothing is
+    # resized, and each --resize has its own resizer.
+    implied = {"resize"} if "short_side" in names and None in (before.get("resize"), now.get("resize")) else set()
     if "resize" in names:
-        follow.add("resizer")
+        implied.add("resizer")
     differences = [
         difference
         for name in names
-        if name
-        not in follow  # nobody gave these: without --short-side nothing is resized, and --resize has its resizer
+        if name not in implied
         for difference in _describe(
             name,
             (before.get(name), now.get(name)),

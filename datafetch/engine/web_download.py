@@ -36,7 +36,7 @@ _LOCK_PAUSE_S = 1.0
 
 
 def policy_for_files(job: Job) -> FetchPolicy:
-    """How files are fetched that are no images: they may be large, and a notice for search engines means others."""
+    """How files other than images are fetched: they may be large, and opt-out notices only concern images."""
     return replace(job.fetch, max_body_bytes=max(job.fetch.max_body_bytes, _MAX_WHOLE_BYTES), opt_out=OptOut.IGNORE)
 
 

@@ -55,7 +55,7 @@ class TlsConnection(asyncio.Protocol):
         self._protocol = protocol
         self._incoming = ssl.MemoryBIO()
         self._outgoing = ssl.MemoryBIO()
-        self._offered = None if server is None else server.session()
+        self._offered = None if server is None else server.session_to_resume()
         self._server = server
         self._tls = context.wrap_bio(self._incoming, self._outgoing, server_hostname=server_name, session=self._offered)
         self._buffer = buffer
@@ -134,7 +134,7 @@ class TlsConnection(asyncio.Protocol):
             self._fail(socket, error)
         if length:
             if self._server is not None:
-                self._server.connected(tls, self._offered)
+                self._server.learn_from(tls, self._offered)
                 self._server = self._offered = None
             self._protocol.data_received(bytes(buffer[:length]))
         self._send(socket)

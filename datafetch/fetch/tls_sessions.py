@@ -32,15 +32,15 @@ class TlsServer:
         self._session: ssl.SSLSession | None = None
         self._stored_at_s = 0.0
 
-    def session(self) -> ssl.SSLSession | None:
-        """The session for a new connection to resume; None if it is to begin one."""
+    def session_to_resume(self) -> ssl.SSLSession | None:
+        """Count a new connection, and return the session that it is to resume; None if it is to begin one."""
         self._connections += 1
         if self._session is not None and self._loop.time() > self._stored_at_s + _MAX_AGE_S:
             self._session = None
         return self._session
 
-    def connected(self, tls: ssl.SSLObject, offered: ssl.SSLSession | None) -> None:
-        """Learn from a connection over which data has arrived, since tickets arrive right before it.
+    def learn_from(self, tls: ssl.SSLObject, offered: ssl.SSLSession | None) -> None:
+        """Learn from a connection over which data has arrived; the tickets of its session arrive right before the data.
 
         Args:
             tls: The connection.

@@ -139,7 +139,7 @@ class Dataset(Protocol):
         ...
 
     def bind_in_place(self, files: Sequence[RemoteFile], ids: Path | None) -> Manifest:
-        """Open the manifest of a dataset that is read where it is. Blocks, and not in the event loop's thread.
+        """Open the manifest of a dataset that is read where it is. Blocks; never call it in the event loop's thread.
 
         Args:
             files: The files that ``select_published`` selects, in order.

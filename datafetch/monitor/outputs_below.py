@@ -69,8 +69,8 @@ def _name_outputs(folder: Path) -> str:
 def no_output(layout: OutputLayout) -> ConfigurationError:
     """The error for a folder in which there is no run; the message names the outputs below it.
 
-    The job of an output whose images another job takes is the first of its files to be moved, and that of the other one
-    is written when all have been.
+    While an output is set aside for a job that takes its images, neither job is there: the job of the output is the
+    first of its files to be moved, and the new one is written when all have been.
     """
     if layout.previous.is_dir():
         return ConfigurationError(

@@ -2,8 +2,8 @@
 
 A ledger has a line per image, in the order of samples and images, and the summary of its shard in the file's metadata.
 
-Rules: a ledger file exists if and only if its shard is published. A report reads the footers of the files
-(``store.shard_summary``), and not millions of lines.
+Rules: a ledger file exists if and only if its shard is published. Counts of samples and outcomes are read from the
+footers of the files (``store.shard_summary``), and not from millions of lines.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Reads the lines of ledgers: all of them, some of their columns, or a row group, a few thousand lines at a time."""
+"""Reads and counts the lines of ledgers: all of them, some columns, or a row group, a few thousand lines at a time."""
 
 from __future__ import annotations
 

@@ -227,7 +227,10 @@ def read_positions(file: BinaryIO, marker: bytes) -> Iterator[tuple[int, int, in
 
 
 def _position(offset: int, payload: bytes) -> tuple[int, int, int]:
-    """What an entry is of, without the rest of it where msgspec, which is stricter, can read it."""
+    """Where an entry is and what it is of; nothing else of it is decoded.
+
+    msgspec is stricter than the reader of whole entries, which decides about what it refuses.
+    """
     kind, metadata_bytes = _KIND_AND_LENGTH.unpack_from(payload)
     metadata = memoryview(payload)[_KIND_AND_LENGTH.size : _KIND_AND_LENGTH.size + metadata_bytes]
     try:

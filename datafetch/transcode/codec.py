@@ -194,7 +194,7 @@ def pixels(source: ImageFile.ImageFile, body: bytes, spec: ImageSpec) -> Image.I
     # What is shrunk stays with Pillow's RGB: of RGBX it would compute a fourth channel.
     if shrinking.size_px == source.size and (decoded := decode_colour_jpeg(source, body)) is not None:
         return decoded
-    # Otherwise Pillow reads 64 KB at a time, and copies what it has read twice.
+    # By default Pillow reads 64 KB at a time, and copies what it has read twice.
     source.decodermaxblock = max(len(body), math.prod(source.size) * _MAX_BYTES_PER_PIXEL)
     source.load()
     # The recipe's snippet also converts RGB, which only copies it and costs 5 to 15 % of the decoding time.

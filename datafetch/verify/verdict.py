@@ -177,7 +177,8 @@ class Verdict:
             yield from self.remarks
         else:
             yield from self.remarks
-            yield from () if self.epoch_usage is None else self.epoch_usage.lines()
+            if self.epoch_usage is not None:
+                yield from self.epoch_usage.lines()
             yield from self._problem_lines()
         passed = "sizes and checksums are as recorded" if self.is_quick else "all checks passed"
         yield passed if self.is_sound else f"{_problems(self.problem_count)} found"

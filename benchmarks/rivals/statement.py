@@ -202,6 +202,8 @@ def _conditions(record: Mapping[str, Any]) -> str:
 
 
 def _block(rows: Sequence[_Row], records: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+    if not rows:
+        return
     yield f"\n| good images/s · CPU ms an image · peak MiB | {' | '.join(_COLUMNS)} | the limit |\n"
     yield "|---|---|---|---|---|\n"
     for row in rows:

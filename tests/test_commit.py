@@ -10,6 +10,7 @@ from pathlib import Path
 import psutil
 import pyarrow.parquet as pq
 import pytest
+from conftest import until
 from test_spool import make_outcome, make_result, make_sample
 
 from datafetch.datasets import find_dataset
@@ -164,13 +165,16 @@ async def test_a_process_stays_for_the_next_shard(layout: OutputLayout) -> None:
 
 
 @pytest.mark.both_loops
-async def test_a_process_that_was_killed_while_idle_is_replaced(layout: OutputLayout) -> None:
-    """It has lost nothing, so no run needs to stop."""
+@pytest.mark.parametrize("is_noticed", [False, True])
+async def test_a_process_that_was_killed_while_idle_is_replaced(layout: OutputLayout, is_noticed: bool) -> None:
+    """It has lost nothing, so no run needs to stop, whether the event loop has found its pipes closed or not."""
     commit = await asyncio.to_thread(lambda: spool(layout, [make_outcome(0)]))
     async with CommitProcesses() as commit_in_process:
         await commit_in_process(commit)
         (idle,) = _commit_processes()
         idle.kill()
+        if is_noticed:
+            await until(lambda: not psutil.pid_exists(idle.pid))  # the loop has reaped it, and closed its pipes
         assert (await commit_in_process(commit)).rows == 1
         assert idle not in _commit_processes()
 

@@ -15,10 +15,11 @@ import trustme
 from conftest import LOOPBACK
 
 from datafetch.fetch import Fetcher, FetchPolicy
-from datafetch.model.outcome import Body
+from datafetch.model.outcome import Body, Failure, FailureKind
 
 POLICY = FetchPolicy(allow_net=LOOPBACK, retries=0)
 PICTURE = b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 7\r\n\r\npicture"
+_PRE_SHARED_KEY = (41).to_bytes(2, "big") + b"\x01"  # the extension, whose length takes two bytes
 
 pytestmark = pytest.mark.both_loops
 
@@ -41,12 +42,15 @@ class _Server(socketserver.ThreadingTCPServer):
 
     Args:
         next_context: Makes the context of each connection.
+        answers_offers: How a first message is answered that offers a session, in place of a handshake; None to make it.
     """
 
     daemon_threads = True
 
-    def __init__(self, next_context: Callable[[], ssl.SSLContext]) -> None:
+    def __init__(self, next_context: Callable[[], ssl.SSLContext], *, answers_offers: bytes | None = None) -> None:
         super().__init__(("127.0.0.1", 0), socketserver.BaseRequestHandler)
+        self.refused = 0
+        self._answer_to_offers = answers_offers
         self.resumed: list[bool | None] = []
         self._next_context = next_context
         self._thread = threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.01})
@@ -64,6 +68,11 @@ class _Server(socketserver.ThreadingTCPServer):
         """Answer one request."""
         del client_address
         assert isinstance(request, socket.socket)
+        if self._answer_to_offers is not None and _PRE_SHARED_KEY in request.recv(65_536, socket.MSG_PEEK):
+            self.refused += 1
+            request.recv(65_536)
+            request.sendall(self._answer_to_offers)
+            return
         with suppress(OSError), self._next_context().wrap_socket(request, server_side=True) as connection:
             self.resumed.append(connection.session_reused)
             connection.recv(65_536)
@@ -130,3 +139,30 @@ async def test_a_server_may_have_no_sessions(authority: trustme.CA) -> None:
     with _Server(lambda: context) as server:
         await _fetch(server, 4)
     assert server.resumed == [False] * 4
+
+
+@pytest.mark.usefixtures("trusted")
+@pytest.mark.parametrize("answer", [b"\x15\x03\x03\x00\x02\x02\x28", b""], ids=["an alert", "the end"])
+@pytest.mark.parametrize("policy", [POLICY, replace(POLICY, insecure=True)], ids=["verified", "insecure"])
+async def test_a_server_that_refuses_sessions_is_connected_to_without(
+    authority: trustme.CA, answer: bytes, policy: FetchPolicy
+) -> None:
+    """It breaks off handshakes that offer one, which costs no image, no attempt and no permission, and happens once."""
+    context = _context(authority)
+    with _Server(lambda: context, answers_offers=answer) as server:
+        await _fetch(server, 5, policy)
+    assert server.refused == 1
+    assert server.resumed == [False] * 5
+
+
+async def test_messages_without_data_end_a_connection(authority: trustme.CA, tmp_path: Path) -> None:
+    """Each costs CPU time, so a flood of them would hold up all other connections."""
+    authority.cert_pem.write_to_path(tmp_path / "authority.pem")
+    context = _context(authority)
+    context.num_tickets = 4000
+    with _Server(lambda: context) as server:
+        async with Fetcher(replace(POLICY, insecure=True)) as fetch:
+            failure = await fetch(f"https://127.0.0.1:{server.server_address[1]}/")
+    assert isinstance(failure, Failure)
+    assert failure.kind is FailureKind.DISCONNECTED
+    assert failure.detail.endswith("the server sends TLS messages without data")

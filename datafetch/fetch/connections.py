@@ -57,6 +57,10 @@ class ProxyLoginError(NoConnectionError):
     """The proxy asks for a login, or does not accept the one that it was given, which says nothing about the host."""
 
 
+class _SessionError(OSError):
+    """The TLS handshake failed in which an earlier session was to be resumed, which says nothing about the server."""
+
+
 class TlsError(OSError):
     """The TLS handshake failed: the certificate is not valid for the host, or the host's TLS is outdated."""
 
@@ -157,7 +161,7 @@ class Connections:
         """
         permitted = set() if permitted is None else permitted
         try:
-            return await self._connect(endpoint, self._tls, permitted)
+            return await self._connect_verified(endpoint, permitted)
         except (TlsError, NoConnectionError) as error:
             if self._lax_tls is None or not endpoint.is_tls or not _failed_in_tls(error):
                 raise
@@ -169,6 +173,12 @@ class Connections:
             raise
         connection.permitted |= {Permission.INSECURE}
         return connection
+
+    async def _connect_verified(self, endpoint: Endpoint, permitted: set[Permission]) -> Connection:
+        try:
+            return await self._connect(endpoint, self._tls, permitted)
+        except _SessionError:  # from now on the server is offered none
+            return await self._connect(endpoint, self._tls, permitted)
 
     async def _connect(self, endpoint: Endpoint, tls: ssl.SSLContext, permitted: set[Permission]) -> Connection:
         addresses = await self._addresses(endpoint)
@@ -193,7 +203,7 @@ class Connections:
             raise ConnectTimeoutError(f"no connection within {self._policy.connect_timeout_s:g} s") from error
         except (ClientError, ProtocolError) as error:
             raise NoConnectionError(f"proxy: {error}") from error
-        except ProxyLoginError:
+        except (ProxyLoginError, _SessionError):
             raise
         except ssl.SSLError as error:
             raise TlsError(f"{type(error).__name__}: {_TLS_SPECIFICS.sub('', str(error))}") from error
@@ -241,14 +251,19 @@ class Connections:
 
     async def _start_tls(self, connection: Connection, tls: ssl.SSLContext) -> Connection:
         """Make the TLS handshake on a connection."""
+        server = self._sessions.of(connection.endpoint) if tls is self._tls else None
+        tls_connection = None
         try:
-            server = self._sessions.of(connection.endpoint) if tls is self._tls else None
             name = _tls_name(connection.endpoint)
             tls_connection = TlsConnection(connection.protocol, tls, name, buffer=self._tls_buffer, server=server)
             tls_connection.start(connection.transport)
             await tls_connection.secured
-        except BaseException:
+        except BaseException as error:
             connection.drop()
+            if server is not None and tls_connection is not None and tls_connection.offers_session:
+                server.refuse()  # also where the handshake took too long
+                if isinstance(error, OSError):
+                    raise _SessionError(str(error)) from error
             raise
         transport = tls_connection.transport()
         if transport.is_closing():  # the server has closed it since

@@ -24,6 +24,8 @@ from datafetch.fetch.tls_sessions import TlsServer
 
 READ_BYTES = 128 * 1024
 """Decrypted bytes that are passed on at once; most images are smaller."""
+# Tickets of sessions take a few. Each request for new keys has 27 bytes and costs as much CPU time as 40 kB of a body.
+_MAX_BYTES_WITHOUT_DATA = 64 * 1024
 
 
 class TlsConnection(asyncio.Protocol):
@@ -40,6 +42,7 @@ class TlsConnection(asyncio.Protocol):
     Attributes:
         secured: Is done once the handshake is. Raises ``ssl.SSLError`` where it failed, and ``OSError`` where the
             connection ended before.
+        offers_session: Whether an earlier session is to be resumed.
     """
 
     def __init__(
@@ -56,12 +59,14 @@ class TlsConnection(asyncio.Protocol):
         self._incoming = ssl.MemoryBIO()
         self._outgoing = ssl.MemoryBIO()
         self._offered = None if server is None else server.session_to_resume()
+        self.offers_session = self._offered is not None
         self._server = server
         self._tls = context.wrap_bio(self._incoming, self._outgoing, server_hostname=server_name, session=self._offered)
         self._buffer = buffer
         self._socket: asyncio.Transport | None = None
         self._is_secured = False
         self._failure: ssl.SSLError | None = None
+        self._bytes_without_data = 0  # received since data was last passed on
 
     def start(self, socket: asyncio.Transport) -> None:
         """Take over an open connection, and send the first message of the handshake."""
@@ -80,10 +85,14 @@ class TlsConnection(asyncio.Protocol):
         if socket is None or socket.is_closing():
             return
         self._incoming.write(data)
-        if not self._is_secured:
+        if self._is_secured:
+            self._bytes_without_data += len(data)
+        else:
             self._shake_hands(socket)
         if self._is_secured:
             self._pass_on(socket)
+            if self._bytes_without_data > _MAX_BYTES_WITHOUT_DATA:
+                self._fail(socket, ssl.SSLError(ssl.SSL_ERROR_SSL, "the server sends TLS messages without data"))
 
     def eof_received(self) -> None:
         """The server will send no more; ``connection_lost`` follows."""
@@ -123,6 +132,7 @@ class TlsConnection(asyncio.Protocol):
                 count = read_into(len(buffer) - length, buffer[length:])
                 is_over = not count
                 length += count
+                self._bytes_without_data = 0
                 if length == len(buffer):
                     self._protocol.data_received(bytes(buffer))
                     length = 0

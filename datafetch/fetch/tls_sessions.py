@@ -3,7 +3,8 @@
 Theory of operation. Whoever resumes a session proves that it knows a secret of an earlier connection, and so needs no
 certificate: the one that was verified then counts. A session belongs to one server and one way of verifying. Storing
 one takes a third of the time of a handshake, so it is done for servers that are connected to a second time; most hosts
-of a web dataset have one image. A server that does not resume its sessions is not asked again.
+of a web dataset have one image. A server that does not resume its sessions is not asked again, nor is one where a
+handshake with a session failed: not every server, or device on the way to it, falls back to a full one.
 
 Rules: a session is kept for an hour at most, also where the server allows days, so that a certificate is verified
 anew at least that often.
@@ -55,6 +56,10 @@ class TlsServer:
                 self._is_without = True
             else:
                 self._session, self._stored_at_s = session, self._loop.time()
+
+    def refuse(self) -> None:
+        """Offer no session any more, since a handshake with one has failed."""
+        self._session, self._is_without = None, True
 
 
 class TlsSessions:

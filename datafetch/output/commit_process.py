@@ -93,7 +93,8 @@ class CommitProcesses:
         assert process.stdin is not None and process.stdout is not None  # noqa: PT018 - both are pipes
         has_begun = is_done = False
         try:
-            process.stdin.write(request)
+            with suppress(RuntimeError):  # uvloop's, of a pipe that it has found closed: the process has ended
+                process.stdin.write(request)
             has_begun = await process.stdout.read(len(_BEGUN)) == _BEGUN
             if has_begun:
                 length = int.from_bytes(await process.stdout.readexactly(_LENGTH_BYTES), "little")

@@ -55,13 +55,17 @@ def decode_colour_jpeg(source: ImageFile.ImageFile, body: bytes) -> Image.Image 
 def gives_pillows_pixels() -> bool:
     """Return whether simplejpeg is installed and decodes a set of small JPEGs as the installed Pillow does.
 
-    Their libjpegs may differ: a Pillow from a distribution, or Pillow-SIMD, has that of the system.
+    Their libjpegs may differ: a Pillow from a distribution, or Pillow-SIMD, has that of the system. A simplejpeg that
+    can't be loaded, or does not work with the installed numpy, is as none: nothing depends on it.
     """
     try:
         import simplejpeg  # noqa: F401, PLC0415 - optional, and it loads numpy
-    except ImportError:
+
+        return all(_decodes_alike(jpeg) for jpeg in _probes())
+    except MemoryError:
+        raise
+    except Exception:  # noqa: BLE001 - whatever is wrong with it
         return False
-    return all(_decodes_alike(jpeg) for jpeg in _probes())
 
 
 def _is_ordinary(jpeg: bytes) -> bool:

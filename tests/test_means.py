@@ -363,8 +363,11 @@ def test_a_proxy_that_asks_for_a_login_stops_a_run(
     assert all("Basic " in head for head in login_proxy.heads)
 
 
-async def test_a_login_that_is_corrected_is_waited_for(login_proxy: type[_WantsLogin]) -> None:
+async def test_a_login_that_is_corrected_is_waited_for(
+    login_proxy: type[_WantsLogin], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Requests are made again. A web server that sends the same status stops nothing."""
+    monkeypatch.setattr("datafetch.fetch.means._PATIENCE_AT_START_S", 30.0)
     async with Fetcher(FetchPolicy(trust_env=True, retries=0, nameservers=(_NO_SERVER,))) as fetch:
         waiting = [asyncio.create_task(fetch(f"http://images.invalid/{number}.jpg")) for number in range(20)]
         await until(lambda: any("datafetch.invalid" in head for head in login_proxy.heads))

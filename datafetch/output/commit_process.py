@@ -41,6 +41,7 @@ from datafetch.process.child import child_command, start_failure
 
 _BEGUN = b"\n"
 _LENGTH_BYTES = 4
+_MAX_END_S = 10.0  # for a process that has nothing to do; it takes milliseconds
 _ADVICE = "free resources or raise the limit ('ulimit -a' shows them), and run the same command again"
 _ERRORS = {error.__name__: error for error in (ConfigurationError, ConservationError, ManifestError, ResourceError)}
 
@@ -134,7 +135,12 @@ async def _end(process: asyncio.subprocess.Process, *, is_busy: bool = False) ->
     if is_busy and process.returncode is None and not process.stdout.at_eof():
         process.kill()
     process.stdin.close()
-    await process.wait()
+    try:
+        async with asyncio.timeout(_MAX_END_S):
+            await process.wait()
+    except TimeoutError:  # its thread that reads requests has died for lack of memory
+        process.kill()
+        await process.wait()
 
 
 def _framed(content: bytes) -> bytes:
@@ -217,9 +223,13 @@ class _Requests:
         return self._queue.get() if self._is_watched else None
 
     def _read(self) -> None:
-        while (request := _read_request()) is not None:
-            self._received += 1
-            self._queue.put(request)
+        try:
+            while (request := _read_request()) is not None:
+                self._received += 1
+                self._queue.put(request)
+        except MemoryError:  # this process commits what it has begun, and takes no more
+            self._queue.put(None)
+            return
         if self._received > self._answered:
             os._exit(1)
         self._queue.put(None)

@@ -41,7 +41,6 @@ from datafetch.process.child import child_command, start_failure
 
 _BEGUN = b"\n"
 _LENGTH_BYTES = 4
-_MAX_END_S = 10.0  # for a process that has nothing to do; it takes milliseconds
 _ADVICE = "free resources or raise the limit ('ulimit -a' shows them), and run the same command again"
 _ERRORS = {error.__name__: error for error in (ConfigurationError, ConservationError, ManifestError, ResourceError)}
 
@@ -135,12 +134,7 @@ async def _end(process: asyncio.subprocess.Process, *, is_busy: bool = False) ->
     if is_busy and process.returncode is None and not process.stdout.at_eof():
         process.kill()
     process.stdin.close()
-    try:
-        async with asyncio.timeout(_MAX_END_S):
-            await process.wait()
-    except TimeoutError:  # its thread that reads requests has died for lack of memory
-        process.kill()
-        await process.wait()
+    await process.wait()
 
 
 def _framed(content: bytes) -> bytes:
@@ -207,7 +201,7 @@ class _Requests:
 
     def __init__(self) -> None:
         self._queue: SimpleQueue[bytes | None] = SimpleQueue()
-        self._is_watched = False
+        self._is_watched = self._is_read = False
         self._received, self._answered = 1, 0  # each is changed by one thread alone
 
     def watch(self) -> None:
@@ -220,9 +214,10 @@ class _Requests:
     def next(self) -> bytes | None:
         """Wait for the next request; None if there is no more."""
         self._answered += 1
-        return self._queue.get() if self._is_watched else None
+        return self._queue.get() if self._is_read else None  # a thread that found no memory has not begun
 
     def _read(self) -> None:
+        self._is_read = True
         try:
             while (request := _read_request()) is not None:
                 self._received += 1

@@ -245,7 +245,12 @@ class Run:
         return code
 
     def abort(self) -> None:
-        """Abort all processes; those with faulthandler print the stacks of their threads."""
+        """Abort all processes; those with faulthandler print the stacks of their threads.
+
+        The command itself is the first, and the others wait for its end: stacks that are printed at once get mixed.
+        """
+        self.process.send_signal(signal.SIGABRT)
+        self.process.wait(PATIENCE_S)
         family = self.family()
         for process in family:
             with suppress(psutil.NoSuchProcess):

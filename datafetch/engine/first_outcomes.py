@@ -65,7 +65,7 @@ class FirstOutcomes:
 
     @property
     def networks(self) -> tuple[str, ...]:
-        """The networks that would have to be allowed for the images so far, as far as they are remembered."""
+        """The networks to allow for the images so far that were blocked; a few of them, if there are many."""
         return tuple(self._networks)
 
     def add(self, outcome: Outcome) -> None:

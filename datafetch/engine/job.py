@@ -340,7 +340,7 @@ def job_in(file: JobFile) -> Job:
     options = settings.pop(_OPTIONS_KEY, {})
     try:
         image = {**settings["image"]}
-        if image.get("resize") is None:  # in earlier versions where nobody had chosen
+        if image.get("resize") is None:  # as earlier versions stored the default
             image.pop("resize", None)
         values = {
             **settings,

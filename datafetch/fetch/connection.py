@@ -258,6 +258,6 @@ class Connection:
         return bool(unread.poll(0))
 
     def drop(self) -> None:
-        """Close it abruptly: what the server still sends is not wanted, and nobody waits for it."""
+        """Close the connection at once, and discard whatever the server still sends."""
         self.protocol.forget_response()
         self.transport.abort()

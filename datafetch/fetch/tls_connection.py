@@ -5,7 +5,7 @@ on it decrypts whatever arrives, at once and completely, and passes it on; what 
 ``TlsTransport``. A failed handshake, a close_notify, and bytes that are no TLS all end the connection, and the protocol
 learns of it as of the end of any other.
 
-asyncio and uvloop have TLS of their own. It parses each server's certificate into a dictionary that nobody looks at,
+asyncio and uvloop have TLS of their own. It parses each server's certificate into a dictionary that is not used here,
 reserves a quarter of a megabyte for each connection, passes on each TLS record by itself, and discards what it holds
 back when the server closes the connection (docs/performance.md).
 
@@ -24,7 +24,7 @@ from datafetch.fetch.tls_sessions import TlsServer
 
 READ_BYTES = 128 * 1024
 """Decrypted bytes that are passed on at once; most images are smaller."""
-# Tickets of sessions take a few kB. Requests for new keys cost far more CPU time than data of their size does: without a
+# Tickets of sessions take a few kB. Requests for new keys cost far more CPU time than data of their size: without a
 # bound, a server that sent nothing else held up the event loop for 25 s; with it, for 0.1 s.
 _MAX_BYTES_WITHOUT_DATA = 64 * 1024
 
@@ -108,7 +108,7 @@ class TlsConnection(asyncio.Protocol):
         self._protocol.connection_lost(cast("Exception | None", error))
 
     def _shake_hands(self, socket: asyncio.Transport) -> None:
-        """Take the handshake as far as what has arrived allows."""
+        """Continue the handshake with the bytes that have arrived."""
         try:
             self._tls.do_handshake()
         except ssl.SSLWantReadError:

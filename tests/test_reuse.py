@@ -26,10 +26,11 @@ from datafetch.datasets.mmc4 import Mmc4CoreOptions
 from datafetch.demo.manifest import CoyoSource, write_coyo_source
 from datafetch.demo.origin import Origin
 from datafetch.engine.session import Backends
-from datafetch.engine.set_aside import complete_set_aside, earlier_outputs
+from datafetch.engine.set_aside import complete_set_aside, earlier_outputs, set_aside
 from datafetch.errors import ConfigurationError, ResourceError
 from datafetch.model.report import Report
 from datafetch.output.commit import Commit
+from datafetch.store.job_file import read_job_file
 from datafetch.store.layout import OutputLayout
 
 Pictures = tuple[Path, list[str]]
@@ -410,6 +411,27 @@ def test_an_output_is_set_aside_whole_or_not_at_all(
         assert not list(layout.previous.rglob("moving"))
         assert {path.name for path in layout.out.rglob("*") if path.is_file()} <= {"third_party.jpg"}
     assert seen == {True, False}
+
+
+def test_what_a_killed_run_had_set_aside_is_as_safe_as_in_its_place(job: Job) -> None:
+    """No other job takes the place without --reuse or --fresh, for in the end it would delete what was set aside."""
+    run(job)
+    layout = layout_of(Path(job.out))
+    before = read_job_file(layout)
+    assert before is not None
+    set_aside(layout, before)
+    set_aside_now = content_of(layout.previous)
+    for other in (
+        replace(job, limit=30),
+        replace(job, image=KEPT),
+        replace(job, image=KEPT, reuse=True),  # of this one's images none can be taken
+    ):
+        with pytest.raises(ConfigurationError, match="was started with different settings"):
+            run(other)
+        assert content_of(layout.previous) == set_aside_now
+    good = 30 - sum(position < 30 for position in FAULTS)
+    assert run(replace(job, limit=30, reuse=True)).reused == good
+    assert not layout.previous.exists()
 
 
 def test_several_processes_complete_what_was_begun(job: Job, own_origin: Origin) -> None:

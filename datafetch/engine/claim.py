@@ -3,6 +3,8 @@
 An output is in one of six states, which its state folder shows:
 
 * unused: it has no ``job.json``. A run may claim it if its folder is empty, or its format allows files of others there.
+  If a run with ``reuse`` was killed before it had claimed what it had set aside, only a run of that earlier job may, or
+  one that takes images from it, or that starts over.
 * of a job: ``job.json`` holds the job's identity, that is, everything that decides the rows. Only a run with the same
   identity may claim it; any other is refused, with the difference named. The settings recorded next to the identity may
   differ from run to run.
@@ -31,7 +33,7 @@ from datafetch.engine.differences import describe_differences, parts_of
 from datafetch.engine.disk_estimate import MAX_COUNTED_SHARDS, count_published
 from datafetch.engine.earlier_images import may_be_reused
 from datafetch.engine.own_files import refuse_other_names, removable_files, shard_files
-from datafetch.engine.set_aside import delete_earlier, set_aside
+from datafetch.engine.set_aside import delete_earlier, earlier_outputs, set_aside
 from datafetch.errors import ConfigurationError
 from datafetch.model.wording import counted
 from datafetch.output.formats import format_of
@@ -144,6 +146,11 @@ def judge_claim(
         refuse_other_job(layout, before, identity, settings, reuse)
         for one in (layout, layout.for_repair()):
             refuse_left_spools(one, before.scratch, shards, otherwise="start over with --fresh")
+    elif not starting_over.fresh:
+        # What a run with --reuse had set aside when it was killed will be deleted once this run is complete.
+        for earlier in earlier_outputs(layout)[:1]:
+            if reuse is not Reuse.WANTED or not must_start_over(layout, earlier.job, identity, settings):
+                refuse_other_job(layout, earlier.job, identity, settings, reuse)
     refuse_foreign_files(layout, identity)
     record = read_reshard_record(layout)
     if record is not None:

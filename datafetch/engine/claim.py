@@ -147,25 +147,31 @@ def judge_claim(
         for one in (layout, layout.for_repair()):
             refuse_left_spools(one, before.scratch, shards, otherwise="start over with --fresh")
     elif not starting_over.fresh:
-        # What a run with --reuse had set aside when it was killed will be deleted once this run is complete.
-        for earlier in earlier_outputs(layout)[:1]:
-            if reuse is not Reuse.WANTED or not must_start_over(layout, earlier.job, identity, settings):
-                refuse_other_job(layout, earlier.job, identity, settings, reuse)
+        _refuse_other_than_earlier(layout, identity, settings, reuse)
     refuse_foreign_files(layout, identity)
     record = read_reshard_record(layout)
     if record is not None:
         record.refuse_missing_ledgers(layout)
         record.refuse_all_lost(layout)
-        _refuse_too_many_ranks(layout, record, settings["world_size"])
-    if settings["world_size"] is None and record is not None:
+        _refuse_other_ranks(layout, record, settings["world_size"])
+    return claim
+
+
+def _refuse_other_than_earlier(
+    layout: OutputLayout, identity: Identity, settings: Mapping[str, object], reuse: Reuse
+) -> None:
+    """Check that nothing is deleted, once this run is complete, that a killed one with ``reuse`` had set aside."""
+    for earlier in earlier_outputs(layout)[:1]:
+        if reuse is not Reuse.WANTED or not must_start_over(layout, earlier.job, identity, settings):
+            refuse_other_job(layout, earlier.job, identity, settings, reuse)
+
+
+def _refuse_other_ranks(layout: OutputLayout, record: ReshardRecord, world_size: object) -> None:
+    if world_size is None:
         raise ConfigurationError(
             f"{layout.out} is resharded, and --no-reshard can't bring back the shards of the manifest; "
             "leave out --no-reshard, or start over with --reuse or --fresh"
         )
-    return claim
-
-
-def _refuse_too_many_ranks(layout: OutputLayout, record: ReshardRecord, world_size: object) -> None:
     made_for = record.plan.ranks
     if isinstance(world_size, int) and record.rows < replace(made_for, world_size=world_size).min_rows:
         raise ConfigurationError(

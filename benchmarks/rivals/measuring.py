@@ -7,7 +7,7 @@ from pathlib import Path
 
 from benchmarks.meter import MIB, Role, watch
 from benchmarks.record import OTHERS_SHARE, Run, RunKind
-from benchmarks.rivals.contestants import Contestant
+from benchmarks.rivals.contestants import CPU_S, ELAPSED_S, Contestant
 from benchmarks.rivals.webs import Served
 from benchmarks.rivals.work import Work
 from datafetch.model.outcome import OK
@@ -42,23 +42,22 @@ def measure(contestant: Contestant, work: Work, out: Path, *, case: str, kind: R
         environment = {**work.environment, **contestant.environment()}
         usage = watch(command, interval_s=_INTERVAL_S, environment=environment)
         outcomes = contestant.outcomes(usage.stdout, out)
-        own_clock = contestant.own_clock(usage.stdout, out)
+        clock = {ELAPSED_S: usage.elapsed_s, CPU_S: usage.whole_cpu_s, **contestant.own_clock(usage.stdout, out)}
     finally:
         shutil.rmtree(out, ignore_errors=True)
     good = outcomes.get(OK, 0)
     details = {
-        "cpu_ms": _per_image_ms(usage.whole_cpu_s, good),
+        "cpu_ms": _per_image_ms(clock[CPU_S], good),
         "parent_cpu_ms": _per_image_ms(usage.cpu_s[Role.PARENT], good),
         "codec_cpu_ms": _per_image_ms(usage.cpu_s[Role.CODEC], good),
         "commit_cpu_ms": _per_image_ms(usage.cpu_s[Role.COMMIT], good),
-        "elapsed_s": usage.elapsed_s,
+        ELAPSED_S: clock[ELAPSED_S],
         "peak_mib": usage.total_peak_pss_bytes / MIB,
         "peak_rss_mib": usage.total_peak_bytes / MIB,
         "requests": served.requests() - requests_before,
         OTHERS_SHARE: usage.others_share * 100,
-        **own_clock,
     }
-    return Run(case, kind, good / details["elapsed_s"], details, outcomes)
+    return Run(case, kind, good / clock[ELAPSED_S], details, outcomes)
 
 
 def _per_image_ms(cpu_s: float, images: int) -> float:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -187,18 +187,28 @@ def _section(match: Match, record: Mapping[str, Any]) -> Iterator[str]:
     yield (
         f"\n{parameters['images']:,} URLs, of which {parameters['obtainable']:,} lead to an image; "
         f"{parameters['pictures']:,} pictures, mean {parameters['mean_body_bytes'] / 1000:.0f} KB; origin: "
-        f"{parameters['origin']}; {record['statistic']}. {_conditions(record)}\n"
+        f"{parameters['origin']}; {record['statistic']}. {_conditions([record])}\n"
     )
 
 
-def _conditions(record: Mapping[str, Any]) -> str:
-    machine = record["machine"]
-    rivals = ", ".join(record["parameters"]["rivals"]).replace("==", " ")
-    return (
-        f"{machine['cores']} cores of {machine['cpu_model']}, Python {machine['python']}, Pillow "
-        f"{machine['packages']['pillow']}, {rivals}; {record['stated_on']}, commit {record['commit']}; other processes "
-        f"took at most {record['others_cpu_percent_most']} % of the machine."
+def _conditions(records: Sequence[Mapping[str, Any]]) -> str:
+    """On which machine, with what, when, of which state, and how quiet it was, for all of the records."""
+    machines, rivals = (record["machine"] for record in records), (record["parameters"]["rivals"] for record in records)
+    parts = (
+        *_distinct(
+            f"{machine['cores']} cores of {machine['cpu_model']}, Python {machine['python']}, Pillow "
+            f"{machine['packages']['pillow']}"
+            for machine in machines
+        ),
+        *_distinct(", ".join(packages).replace("==", " ") for packages in rivals),
+        *_distinct(f"{record['stated_on']}, commit {record['commit']}" for record in records),
+        f"other processes took at most {max(record['others_cpu_percent_most'] for record in records)} % of the machine",
     )
+    return f"{'; '.join(parts)}."
+
+
+def _distinct(texts: Iterable[str]) -> list[str]:
+    return list(dict.fromkeys(texts))
 
 
 def _block(rows: Sequence[_Row], records: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
@@ -212,8 +222,9 @@ def _block(rows: Sequence[_Row], records: Mapping[str, Mapping[str, Any]]) -> It
         yield f"| {row.title} | {' | '.join(_cells(row, record))} | {limit} |\n"
     yield (
         "\nMade by `scripts/benchmark`: each command from its start to its end, with all its processes. "
-        f"{_conditions(records[rows[0].match])} [docs/comparison.md](docs/comparison.md) has every match, and says "
-        "what each tool does differently.\n\n![Good images a second, next to other tools](docs/comparison.svg)\n\n"
+        f"{_conditions([records[row.match] for row in rows])} [docs/comparison.md](docs/comparison.md) has every "
+        "match, and says what each tool does differently.\n\n"
+        "![Good images a second, next to other tools](docs/comparison.svg)\n\n"
     )
 
 

@@ -10,7 +10,7 @@ import subprocess
 import uuid
 import zlib
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
+from contextlib import closing, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -21,6 +21,7 @@ import uvloop
 from blockbuster import BlockBuster, blockbuster_ctx
 from hypothesis import settings
 from PIL import Image
+from preloaded import PreloadedCommand
 
 from datafetch.demo import pictures as painting
 from datafetch.demo.origin import Origin
@@ -185,6 +186,13 @@ def own_origin(small_pictures: tuple[Path, list[str]]) -> Iterator[Origin]:
     """A server that only one module uses, for its counts of requests; each of its tests has URLs of its own."""
     with Origin(small_pictures[0]) as running:
         yield running
+
+
+@pytest.fixture(scope="session")
+def preloaded() -> Iterator[PreloadedCommand]:
+    """The command, loaded once; for tests that run it so often that loading it would take most of their time."""
+    with closing(PreloadedCommand()) as command:
+        yield command
 
 
 @pytest.fixture

@@ -653,9 +653,7 @@ def test_documents_come_out_the_same_after_a_kill_at_any_step(tmp_path: Path, we
         ]
 
     subprocess.run(command(tmp_path / "undisturbed"), check=True, capture_output=True, timeout=PATIENCE_S)
-    hook = tmp_path / "hook"
-    hook.mkdir()
-    with Run(command(tmp_path / "killed"), dying_at_a_step(hook, "", step, tmp_path / "killed")) as killed:
+    with Run(command(tmp_path / "killed"), dying_at_a_step("", step, tmp_path / "killed")) as killed:
         assert killed.process.wait(PATIENCE_S) < 0
     subprocess.run(command(tmp_path / "killed"), check=True, capture_output=True, timeout=PATIENCE_S)
     undisturbed, resumed = (

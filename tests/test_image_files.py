@@ -275,9 +275,7 @@ def test_a_run_killed_at_any_step_resumes(tmp_path: Path, origin: Origin, pictur
         *(sys.executable, "-m", "datafetch", "prepare", "llm-jp-pairs-step0", "--source", str(pairs.source)),
         *("--root", str(pairs.root), *OPTIONS),
     ]
-    hook = tmp_path / "hook"
-    hook.mkdir()
-    with Run(command, dying_at_a_step(hook, "", step, pairs.root)) as killed:
+    with Run(command, dying_at_a_step("", step, pairs.root)) as killed:
         killed.process.wait(PATIENCE_S)
     assert killed.process.returncode != 0 or step > _CERTAIN_STEPS
     whole = pairs.expected(arriving)

@@ -97,8 +97,8 @@ class ForkedProcess:
                 status = _receive(self._channel, _NUMBER.size)
             except TimeoutError as error:
                 raise subprocess.TimeoutExpired(str(self.pid), timeout or 0) from error
+            self.returncode = _NUMBER.unpack(status)[0]  # from now on no signal is sent to this number
             self._channel.sendall(_REAP)
-            self.returncode = _NUMBER.unpack(status)[0]
         return self.returncode
 
     def send_signal(self, number: int) -> None:

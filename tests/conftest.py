@@ -10,7 +10,7 @@ import subprocess
 import uuid
 import zlib
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
+from contextlib import closing, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -21,6 +21,7 @@ import uvloop
 from blockbuster import BlockBuster, blockbuster_ctx
 from hypothesis import settings
 from PIL import Image
+from preloaded import PreloadedCommand
 
 from datafetch.demo import pictures as painting
 from datafetch.demo.origin import Origin
@@ -67,7 +68,8 @@ def pytest_report_header(config: pytest.Config) -> list[str]:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """For the default set, deselect slow tests and all but one slice of the matrix, which changes with each commit.
 
-    Likewise for ``--rotate``, all but one slice of the tests that are marked ``rotating``.
+    Likewise for ``--rotate``, all but one slice of the tests that are marked ``rotating``. Test modules with slow tests
+    come first: no process begins with a test of a minute when the others have nothing left to do.
     """
     slices = {}
     if config.getoption("--default-set"):
@@ -86,6 +88,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             for mark, count in slices.items()
         )
         (left_out if is_left_out else taken).append(item)
+    for mark in ("slow", "rotating"):
+        modules = {item.path for item in taken if item.get_closest_marker(mark)}
+        taken.sort(key=lambda item, first=modules: item.path not in first)  # type: ignore[misc]
     config.hook.pytest_deselected(items=left_out)
     items[:] = taken
 
@@ -185,6 +190,13 @@ def own_origin(small_pictures: tuple[Path, list[str]]) -> Iterator[Origin]:
     """A server that only one module uses, for its counts of requests; each of its tests has URLs of its own."""
     with Origin(small_pictures[0]) as running:
         yield running
+
+
+@pytest.fixture(scope="session")
+def preloaded() -> Iterator[PreloadedCommand]:
+    """The command, loaded once; for tests that run it so often that loading it would take most of their time."""
+    with closing(PreloadedCommand()) as command:
+        yield command
 
 
 @pytest.fixture

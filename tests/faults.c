@@ -51,7 +51,8 @@ static void *map(size_t length, int fd) {
   return (void *)syscall(SYS_mmap, NULL, length, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
 }
 
-__attribute__((constructor)) static void begin(void) {
+/* Also called by a process that has been forked to be a command: it has another environment than it was loaded with. */
+__attribute__((constructor)) void begin(void) {
   const char *state = getenv("DATAFETCH_FAULTS_STATE");
   calls = getenv("DATAFETCH_FAULTS_CALLS");
   const char *which = getenv("DATAFETCH_FAULTS_PART");

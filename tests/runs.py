@@ -24,6 +24,7 @@ from typing import Self
 import psutil
 import pyarrow.parquet as pq
 from PIL import Image
+from preloaded import ForkedProcess, PreloadedCommand
 
 from datafetch.demo.manifest import CoyoSource, write_coyo_source
 from datafetch.demo.origin import Origin
@@ -44,6 +45,7 @@ PATIENCE_S = 150.0
 _PICTURES = 40
 _READING_MS = 1
 _MARK = "DATAFETCH_TEST_RUN"
+_KILL_HOOK = Path(__file__).with_name("kill_hook")
 _PROGRESS = re.compile(r"([0-9.]+% )?[0-9,]+(/[0-9,]+)?( images)?  [0-9,]+ ok")
 # Of every twenty URLs these fail, so that repeated requests for failures would be noticed, too.
 _FAULTS = {3: "missing", 8: "broken", 13: "html"}
@@ -197,17 +199,28 @@ def serve_trial(folder: Path, *, side_px: int = 48) -> Iterator[Trial]:
 
 
 class Run:
-    """A running command, as a context manager that leaves none of its processes behind."""
+    """A running command, as a context manager that leaves none of its processes behind.
 
-    def __init__(self, command: Sequence[str], environment: Mapping[str, str] | None = None) -> None:
+    Args:
+        command: The command.
+        environment: What it has in its environment besides that of the test.
+        preloaded: Where the command is forked, which must be datafetch; otherwise it is started afresh.
+    """
+
+    def __init__(
+        self,
+        command: Sequence[str],
+        environment: Mapping[str, str] | None = None,
+        preloaded: PreloadedCommand | None = None,
+    ) -> None:
         self._mark = uuid.uuid4().hex
         self._stderr = tempfile.TemporaryFile("w+")  # noqa: SIM115 - closed with the run
-        self.process = subprocess.Popen(
-            command,
-            stdout=subprocess.DEVNULL,
-            stderr=self._stderr,
-            env={**os.environ, **(environment or {}), _MARK: self._mark},
-        )
+        variables = {**os.environ, **(environment or {}), _MARK: self._mark}
+        self.process: subprocess.Popen[bytes] | ForkedProcess
+        if preloaded is None:
+            self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=self._stderr, env=variables)
+        else:
+            self.process = preloaded.start(command, variables, self._stderr.fileno())
         self._ended = os.pidfd_open(self.process.pid)
 
     def __enter__(self) -> Self:
@@ -233,7 +246,9 @@ class Run:
         found = []
         for process in psutil.process_iter():
             with suppress(psutil.NoSuchProcess, psutil.AccessDenied):
-                if process.environ().get(_MARK) == self._mark and role in " ".join(process.cmdline()):
+                is_forked = process.pid == self.process.pid and self.process.returncode is None
+                is_ours = is_forked or process.environ().get(_MARK) == self._mark
+                if is_ours and role in " ".join(process.cmdline()):
                     found.append(process)
         return found
 
@@ -264,6 +279,12 @@ class Run:
         return [line for line in self._stderr.read().splitlines() if not _PROGRESS.match(line)]
 
 
+def run_undisturbed(command: Sequence[str], preloaded: PreloadedCommand) -> None:
+    """Run a command that must complete."""
+    with Run(command, preloaded=preloaded) as run:
+        assert run.end() == 0, run.messages()
+
+
 def check_out_of_resources(run: Run, code: int) -> str:
     """Check that the command stopped with exit code 4 and one line that says what to do; returns that line."""
     messages = run.messages()
@@ -274,35 +295,16 @@ def check_out_of_resources(run: Run, code: int) -> str:
     return complaints[0]
 
 
-_DIES_AT_A_STEP = """
-import os, signal, sys
-
-def count(event, arguments):
-    global left
-    if event in ("open", "os.rename", "os.remove", "os.mkdir", "os.link", "os.truncate", "shutil.rmtree"):
-        if isinstance(arguments[0], (str, bytes)) and os.fsdecode(arguments[0]).startswith(folder):
-            left -= 1
-            if left == 0:
-                os.kill(os.getpid(), signal.SIGKILL)
-
-left, folder = int(os.environ["DATAFETCH_TEST_STEPS"]), os.environ["DATAFETCH_TEST_FOLDER"]
-if os.environ["DATAFETCH_TEST_VICTIM"] in " ".join(sys.orig_argv) + " ":
-    sys.addaudithook(count)
-"""
-
-
-def dying_at_a_step(tmp_path: Path, victim: str, step: int, folder: Path) -> dict[str, str]:
+def dying_at_a_step(victim: str, step: int, folder: Path) -> dict[str, str]:
     """Return an environment in which a process is killed right before a given file operation.
 
     Args:
-        tmp_path: A folder for the hook that kills it.
         victim: A part of the command line of the process.
         step: The number of the file operation, counted from 1.
         folder: Only file operations below this folder are counted.
     """
-    (tmp_path / "sitecustomize.py").write_text(_DIES_AT_A_STEP)
     return {
-        "PYTHONPATH": os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])]),
+        "PYTHONPATH": os.pathsep.join([str(_KILL_HOOK), *filter(None, [os.environ.get("PYTHONPATH")])]),
         "DATAFETCH_TEST_VICTIM": victim,
         "DATAFETCH_TEST_STEPS": str(step),
         "DATAFETCH_TEST_FOLDER": str(folder),

@@ -4,7 +4,6 @@ import json
 import os
 import random
 import struct
-import subprocess
 import sys
 import zipfile
 import zlib
@@ -21,7 +20,8 @@ import pytest
 from archive_server import ArchiveServer, Behaviour, SeenRequest
 from conftest import LOOPBACK
 from in_process import retry, run
-from runs import PATIENCE_S
+from preloaded import PreloadedCommand
+from runs import PATIENCE_S, Run
 from zips import DEFLATE64, Crafted, craft, jpeg, write_zip
 
 from datafetch import Job
@@ -813,7 +813,7 @@ def members_in(archive: Path, requests: Sequence[SeenRequest]) -> set[str]:
 
 
 @pytest.mark.slow
-def test_a_run_killed_ten_times_fetches_no_member_twice(tmp_path: Path) -> None:
+def test_a_run_killed_ten_times_fetches_no_member_twice(tmp_path: Path, preloaded: PreloadedCommand) -> None:
     """After each kill, nothing is asked for that had an outcome; in the end the tree is that of an undisturbed run."""
     images = {f"{number:05d}.jpg": jpeg(number, 100) for number in range(1500)}
     archive = tmp_path / "train2017.zip"
@@ -839,13 +839,16 @@ def test_a_run_killed_ten_times_fetches_no_member_twice(tmp_path: Path) -> None:
         for number in range(KILLS + 1):
             before, first = ended(out), len(server.requests)
             last = first + rng.randint(6, 10)
-            with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+            with Run(command, preloaded=preloaded) as running:
                 # Every other run is killed wherever it is, the others once an image has ended: how many requests
                 # are made before that differs from machine to machine.
                 anywhere = number % 2 == 0
 
                 def kill(
-                    process: Any = process, last: int = last, before: set[str] = before, anywhere: bool = anywhere
+                    process: Any = running.process,
+                    last: int = last,
+                    before: set[str] = before,
+                    anywhere: bool = anywhere,
                 ) -> None:
                     with suppress(FileNotFoundError):  # a spool that is just being published: the next request sees
                         if len(server.requests) >= last and (anywhere or ended(out) - before):
@@ -856,7 +859,7 @@ def test_a_run_killed_ten_times_fetches_no_member_twice(tmp_path: Path) -> None:
                         beside.submit(kill)
 
                 server.on_request = request_arrived
-                status = process.wait(PATIENCE_S)
+                status = running.process.wait(PATIENCE_S)
             assert not before & members_in(archive, server.requests[first:])
             resumed += bool(before)
     assert status == 0

@@ -11,14 +11,15 @@ import shutil
 import subprocess
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import replace
 from enum import IntEnum
 from pathlib import Path
 
 import psutil
 import pytest
-from runs import PATIENCE_S, Run, RunFolders, StoredImages, Trial, serve_trial
+from preloaded import PreloadedCommand
+from runs import PATIENCE_S, Run, RunFolders, StoredImages, Trial, run_undisturbed, serve_trial
 from test_retry_kills import AS_CUT, RESHARDED, FlakyDataset, serve_flaky_dataset
 
 from datafetch.store.layout import OutputLayout
@@ -64,8 +65,8 @@ def trial(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Trial]:
 
 
 @pytest.fixture(scope="module")
-def shim(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The library of ``faults.c``, built for this machine."""
+def failing(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PreloadedCommand]:
+    """The command, loaded once, with the library of ``faults.c``, which is built for this machine."""
     compiler = shutil.which("cc")
     if compiler is None:
         pytest.skip("there is no C compiler, cc")
@@ -73,25 +74,24 @@ def shim(tmp_path_factory: pytest.TempPathFactory) -> Path:
     source = Path(__file__).with_name("faults.c")
     command = [compiler, "-shared", "-fPIC", "-O1", "-o", str(built), str(source), "-ldl"]
     subprocess.run(command, check=True, timeout=PATIENCE_S)
-    return built
+    with closing(PreloadedCommand(built)) as preloaded:
+        yield preloaded
 
 
 class Faults:
     """Calls that fail, once each, over any number of runs.
 
     Args:
-        shim: The library that lets them fail.
         folder: A folder for the library's state.
         part: The function that fails, and which part of its calls do: ``open 1/3`` is the second of three.
     """
 
-    def __init__(self, shim: Path, folder: Path, part: str) -> None:
+    def __init__(self, folder: Path, part: str) -> None:
         self.calls, _, number = part.partition(" ")
         self._state = folder / "faults.state"
         self._state.write_bytes(bytes(_STATE_BYTES))
         self._read = 0
         self.environment = {
-            "LD_PRELOAD": str(shim),
             "DATAFETCH_FAULTS_STATE": str(self._state),
             "DATAFETCH_FAULTS_CALLS": self.calls,
             "DATAFETCH_FAULTS_PART": number or "0/1",
@@ -119,17 +119,17 @@ def _children_without_coverage(without_coverage: None) -> None:
 @pytest.mark.rotating
 @pytest.mark.timeout(1800)  # dozens of runs, each a second on an idle machine, and ten where others are at work
 @pytest.mark.parametrize("calls", _CALLS)
-def test_each_call_fails_once_in_a_run(trial: Trial, shim: Path, tmp_path: Path, calls: str) -> None:
+def test_each_call_fails_once_in_a_run(trial: Trial, failing: PreloadedCommand, tmp_path: Path, calls: str) -> None:
     """Each run completes, or stops and reports what it lacks; the next run resumes, until one meets no new fault.
 
     Whichever call failed, the output is the same in the end, byte for byte.
     """
-    faults = Faults(shim, tmp_path, calls)
+    faults = Faults(tmp_path, calls)
 
     def complete(number: int) -> list[str]:
         folders = RunFolders(tmp_path / str(number))
         stored_images = StoredImages(trial, folders)
-        failed = run_until_complete(trial.command(folders), faults, stored_images.check)
+        failed = run_until_complete(trial.command(folders), faults, stored_images.check, failing)
         trial.check_complete(folders)
         return failed
 
@@ -140,24 +140,30 @@ def test_each_call_fails_once_in_a_run(trial: Trial, shim: Path, tmp_path: Path,
 @pytest.mark.rotating
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("calls", _FILE_CALLS)
-def test_each_call_fails_once_during_resharding(shim: Path, tmp_path: Path, calls: str) -> None:
-    """The output holds its shards as the manifest cut them until it holds those of an undisturbed resharding."""
-    faults = Faults(shim, tmp_path, calls)
+def test_each_call_fails_once_during_resharding(failing: PreloadedCommand, tmp_path: Path, calls: str) -> None:
+    """The output holds its shards as the manifest cut them until it holds those of an undisturbed resharding.
+
+    Its images have been fetched before, since calls that fail while they are have a test above.
+    """
+    faults = Faults(tmp_path, calls)
     with serve_flaky_dataset(tmp_path, RESHARDED) as dataset:
         cut, resharded = replace(dataset, root=tmp_path / "cut", layout=AS_CUT), dataset
         # The flaky images fail in the first run, so the second one starts over.
-        for command in (cut.prepare(), [*cut.prepare(), "--fresh"], resharded.prepare()):
-            subprocess.run(command, check=True, capture_output=True, timeout=PATIENCE_S)
+        for command in (cut.prepare(), [*cut.prepare(), "--fresh"]):
+            run_undisturbed(command, failing)
+        shutil.copytree(cut.root, resharded.root)
+        run_undisturbed(resharded.prepare(), failing)
         assert cut.files() != resharded.files()
 
         def complete(number: int) -> list[str]:
             copied = replace(dataset, root=tmp_path / str(number))
+            shutil.copytree(cut.root, copied.root)
 
             def check() -> None:
                 files = copied.files()
                 assert files == resharded.files() or files.items() <= cut.files().items()
 
-            failed = run_until_complete(copied.prepare(), faults, check)
+            failed = run_until_complete(copied.prepare(), faults, check, failing, Phase.LOCK)
             assert copied.files() == resharded.files()
             check_tidy(copied, resharded)
             return failed
@@ -175,14 +181,16 @@ def test_each_call_fails_once_during_resharding(shim: Path, tmp_path: Path, call
         *(pytest.param(calls, RESHARDED, id=f"{calls}-resharded") for calls in _FILE_CALLS),
     ],
 )
-def test_each_call_fails_once_in_a_retry(shim: Path, tmp_path: Path, calls: str, layout: tuple[str, ...]) -> None:
+def test_each_call_fails_once_in_a_retry(
+    failing: PreloadedCommand, tmp_path: Path, calls: str, layout: tuple[str, ...]
+) -> None:
     """The output is unchanged until it equals that of an undisturbed retry; if it is resharded, in one step."""
-    faults = Faults(shim, tmp_path, calls)
+    faults = Faults(tmp_path, calls)
     with serve_flaky_dataset(tmp_path, layout) as dataset:
-        subprocess.run(dataset.prepare(), check=True, capture_output=True, timeout=PATIENCE_S)
+        run_undisturbed(dataset.prepare(), failing)
         undisturbed = replace(dataset, root=tmp_path / "undisturbed")
         shutil.copytree(dataset.root, undisturbed.root)
-        subprocess.run(undisturbed.retry(), check=True, capture_output=True, timeout=PATIENCE_S)
+        run_undisturbed(undisturbed.retry(), failing)
         old, new = dataset.files(), undisturbed.files()
         assert old != new
 
@@ -190,7 +198,7 @@ def test_each_call_fails_once_in_a_retry(shim: Path, tmp_path: Path, calls: str,
             copied = replace(dataset, root=tmp_path / str(number))
             shutil.copytree(dataset.root, copied.root)
             failed = run_until_complete(
-                copied.retry(), faults, lambda: check_old_or_new(copied.files(), old, new, layout)
+                copied.retry(), faults, lambda: check_old_or_new(copied.files(), old, new, layout), failing
             )
             assert copied.files() == new
             check_tidy(copied, undisturbed)
@@ -231,12 +239,18 @@ def complete_until_nothing_fails(complete: Callable[[int], list[str]]) -> list[s
     raise AssertionError(f"there were always new faults: {failed}")
 
 
-def run_until_complete(command: Sequence[str], faults: Faults, check: Callable[[], None]) -> list[str]:
+def run_until_complete(
+    command: Sequence[str],
+    faults: Faults,
+    check: Callable[[], None],
+    failing: PreloadedCommand,
+    first_phase: Phase = Phase.REQUEST,
+) -> list[str]:
     """Run a command until it is complete, checking the files after each run, and return the calls that failed."""
     failed: list[str] = []
     for number in range(_MAX_RUNS):
-        faults.begin(Phase.LOCK if number else Phase.REQUEST)
-        with Run(command, faults.environment) as run:
+        faults.begin(Phase.LOCK if number else first_phase)
+        with Run(command, faults.environment, failing) as run:
             code = _end(run, faults.calls)
             new = faults.new()
             failed += new

@@ -3,7 +3,6 @@
 import asyncio
 import base64
 import json
-import subprocess
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -19,7 +18,8 @@ import pytest
 from conftest import LOOPBACK, until
 from in_process import retry, run
 from jobs import read_ledger, read_rows
-from runs import PATIENCE_S, Run, dying_at_a_step
+from preloaded import PreloadedCommand
+from runs import PATIENCE_S, Run, dying_at_a_step, run_undisturbed
 from test_spool import make_outcome, make_result, make_sample
 
 from datafetch import IdsIndex, Job, Report, read_status
@@ -633,7 +633,9 @@ async def test_samples_in_progress_are_bounded_in_bytes(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("step", [30, *(pytest.param(step, marks=pytest.mark.slow) for step in (6, 18, 42, 54))])
-def test_documents_come_out_the_same_after_a_kill_at_any_step(tmp_path: Path, web: Web, step: int) -> None:
+def test_documents_come_out_the_same_after_a_kill_at_any_step(
+    tmp_path: Path, web: Web, preloaded: PreloadedCommand, step: int
+) -> None:
     """A run that was killed and resumed writes the same rows as an undisturbed run."""
     for shard in range(3):
         documents = [
@@ -652,12 +654,10 @@ def test_documents_come_out_the_same_after_a_kill_at_any_step(tmp_path: Path, we
             *("--world-size", "2"),
         ]
 
-    subprocess.run(command(tmp_path / "undisturbed"), check=True, capture_output=True, timeout=PATIENCE_S)
-    hook = tmp_path / "hook"
-    hook.mkdir()
-    with Run(command(tmp_path / "killed"), dying_at_a_step(hook, "", step, tmp_path / "killed")) as killed:
+    run_undisturbed(command(tmp_path / "undisturbed"), preloaded)
+    with Run(command(tmp_path / "killed"), dying_at_a_step("", step, tmp_path / "killed"), preloaded) as killed:
         assert killed.process.wait(PATIENCE_S) < 0
-    subprocess.run(command(tmp_path / "killed"), check=True, capture_output=True, timeout=PATIENCE_S)
+    run_undisturbed(command(tmp_path / "killed"), preloaded)
     undisturbed, resumed = (
         {path.name: path.read_bytes() for path in (tmp_path / name / "mmc4-core" / "pkl-core-limit-tokens").iterdir()}
         for name in ("undisturbed", "killed")

@@ -118,7 +118,7 @@ def test_two_processes_and_finish_produce_what_one_run_does(trial: Trial, folder
 
 
 @pytest.mark.slow
-def test_a_killed_process_can_be_repeated(trial: Trial, folders: RunFolders, trial_job: Job, tmp_path: Path) -> None:
+def test_a_killed_process_can_be_repeated(trial: Trial, folders: RunFolders, trial_job: Job) -> None:
     """A process is killed ever later, next to one that is not, until it completes. Nothing is lost."""
     first, *others = shard_names(trial_job)
     stored_images = StoredImages(trial, folders)
@@ -126,7 +126,7 @@ def test_a_killed_process_can_be_repeated(trial: Trial, folders: RunFolders, tri
     steps, kills, code = 8, 0, _KILLED
     with Run(command(trial_job, *others)) as undisturbed:
         while code != 0:
-            with Run(command(trial_job, first), dying_at_a_step(tmp_path, "fetch_shards", steps, folders.root)) as run:
+            with Run(command(trial_job, first), dying_at_a_step("fetch_shards", steps, folders.root)) as run:
                 code = run.end()
                 assert code in (0, _KILLED), run.messages()
             kills += code != 0

@@ -1,7 +1,6 @@
 """Datasets whose images become files: bytes as received, complete or absent, and the list that the trainer reads."""
 
 import json
-import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -15,7 +14,8 @@ import pytest
 from conftest import LOOPBACK
 from in_process import retry, run
 from PIL import Image
-from runs import PATIENCE_S, Run, dying_at_a_step
+from preloaded import PreloadedCommand
+from runs import PATIENCE_S, Run, dying_at_a_step, run_undisturbed
 
 from datafetch import Check, Encoding, ImageSpec, Job, Report, read_status, run_check
 from datafetch.cli.render import show_report
@@ -267,7 +267,9 @@ def test_no_index_leads_out_of_the_folder(pairs: Pairs) -> None:
 @pytest.mark.parametrize(
     "step", [35, *(pytest.param(step, marks=pytest.mark.slow) for step in (3, 11, 19, 27, 43, 51, 59))]
 )
-def test_a_run_killed_at_any_step_resumes(tmp_path: Path, origin: Origin, pictures: Pictures, step: int) -> None:
+def test_a_run_killed_at_any_step_resumes(
+    tmp_path: Path, origin: Origin, pictures: Pictures, preloaded: PreloadedCommand, step: int
+) -> None:
     """Files are complete or absent, and the output is that of an undisturbed run."""
     pairs = publish(tmp_path, origin, pictures, {2: "missing", 5: "html"})
     arriving = [number for number in range(12) if number not in (2, 5)]
@@ -275,17 +277,14 @@ def test_a_run_killed_at_any_step_resumes(tmp_path: Path, origin: Origin, pictur
         *(sys.executable, "-m", "datafetch", "prepare", "llm-jp-pairs-step0", "--source", str(pairs.source)),
         *("--root", str(pairs.root), *OPTIONS),
     ]
-    hook = tmp_path / "hook"
-    hook.mkdir()
-    with Run(command, dying_at_a_step(hook, "", step, pairs.root)) as killed:
+    with Run(command, dying_at_a_step("", step, pairs.root), preloaded) as killed:
         killed.process.wait(PATIENCE_S)
     assert killed.process.returncode != 0 or step > _CERTAIN_STEPS
     whole = pairs.expected(arriving)
     assert all(whole[name] == content for name, content in pairs.files().items())
     if pairs.trainers.exists():
         assert all((pairs.out / record["image"]).exists() for record in json.loads(pairs.trainers.read_text()))
-    finished = subprocess.run(command, capture_output=True, text=True, check=False, timeout=PATIENCE_S)
-    assert finished.returncode == 0, finished.stderr
+    run_undisturbed(command, preloaded)
     assert pairs.files() == whole
     assert json.loads(pairs.trainers.read_text()) == [pairs.records[number] for number in arriving]
 

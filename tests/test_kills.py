@@ -11,6 +11,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from preloaded import PreloadedCommand
 from runs import Run, RunFolders, StoredImages, Trial, check_out_of_resources, dying_at_a_step, listed, serve_trial
 
 _MAX_RUNS = 40
@@ -137,7 +138,9 @@ def _kill(process: psutil.Process) -> bool:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(5))
-def test_a_run_killed_at_any_moment_ends_as_if_undisturbed(trial: Trial, tmp_path: Path, seed: int) -> None:
+def test_a_run_killed_at_any_moment_ends_as_if_undisturbed(
+    trial: Trial, preloaded: PreloadedCommand, tmp_path: Path, seed: int
+) -> None:
     """Whichever process is killed and when, no stored image is requested again, and the files are the same."""
     moments = draw_moments(seed)
     runs = 0
@@ -148,7 +151,7 @@ def test_a_run_killed_at_any_moment_ends_as_if_undisturbed(trial: Trial, tmp_pat
         while code != 0:
             runs += 1
             assert runs < _MAX_RUNS, f"these moments never occurred: {moments}"
-            with Run(trial.command(folders)) as run:
+            with Run(trial.command(folders), preloaded=preloaded) as run:
                 victim = disturb(run, folders, moments)
                 code = run.end()
                 check_end(run, code, victim)
@@ -186,7 +189,7 @@ def check_end(run: Run, code: int, victim: Victim | None) -> None:
     ],
 )
 def test_a_process_killed_before_any_file_operation_leaves_no_partial_files(
-    trial: Trial, tmp_path: Path, victim: Victim, steps_between: tuple[int, int]
+    trial: Trial, preloaded: PreloadedCommand, tmp_path: Path, victim: Victim, steps_between: tuple[int, int]
 ) -> None:
     """A process is killed before the first file operation, then before a later one, and so on to the last."""
     folders = RunFolders(tmp_path / "root")
@@ -195,7 +198,7 @@ def test_a_process_killed_before_any_file_operation_leaves_no_partial_files(
     steps, kills, code = 0, 0, _KILLED
     while code != 0:
         steps += rng.randrange(*steps_between)
-        with Run(trial.command(folders), dying_at_a_step(tmp_path, victim, steps, folders.root)) as run:
+        with Run(trial.command(folders), dying_at_a_step(victim, steps, folders.root), preloaded) as run:
             code = run.end()
             kills += code != 0
             check_end(run, code, victim if code else None)

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from preloaded import PreloadedCommand
 from runs import PATIENCE_S, Run, dying_at_a_step
 
 from datafetch.cli.app import main
@@ -207,7 +208,7 @@ def test_the_check_notices_every_kind_of_change(miniature: Miniature, undisturbe
 @pytest.mark.slow
 @pytest.mark.timeout(2400)  # some fifteen runs over sixteen datasets
 def test_steps_killed_ten_times_leave_the_tree_of_an_undisturbed_run(
-    miniature: Miniature, undisturbed: Path, tmp_path: Path
+    miniature: Miniature, undisturbed: Path, preloaded: PreloadedCommand, tmp_path: Path
 ) -> None:
     """Whether it is killed after some content has come, or before some operation on a file."""
     whole, rng = tree(undisturbed), random.Random(11)
@@ -219,11 +220,10 @@ def test_steps_killed_ten_times_leave_the_tree_of_an_undisturbed_run(
             runs += 1
             assert runs <= _MAX_RUNS, f"{kills} kills in {runs} runs"
             by_step = kills % 2 == 0
-            dies = dying_at_a_step(tmp_path, " prepare step-0 ", rng.randrange(1, 700), root) if by_step else {}
+            dies = dying_at_a_step(" prepare step-0 ", rng.randrange(1, 700), root) if by_step else {}
             last = miniature.contents() + rng.randrange(1, 60)
-            with Run(
-                miniature.command(root, reads_here=True), {**miniature.environment, **(dies if kills < KILLS else {})}
-            ) as run:
+            environment = {**miniature.environment, **(dies if kills < KILLS else {})}
+            with Run(miniature.command(root, reads_here=True), environment, preloaded) as run:
                 for _ in run.readings():
                     if kills < KILLS and not by_step and miniature.contents() >= last:
                         run.process.kill()

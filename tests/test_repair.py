@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from in_process import THREADS, commit_in_thread, retry, run, threads_with
 from jobs import POLICY, coyo_job, files_of, path_of, read_ledger, read_rows, requests_since
+from preloaded import PreloadedCommand
 from runs import OPTIONS, Run, dying_at_a_step
 from test_conservation import document, write_lines
 
@@ -404,7 +405,9 @@ def test_the_command_says_what_it_makes_again(
 
 
 @pytest.mark.slow
-def test_a_repair_can_be_killed_at_any_moment(tmp_path: Path, source: CoyoSource, own_origin: Origin) -> None:
+def test_a_repair_can_be_killed_at_any_moment(
+    tmp_path: Path, source: CoyoSource, own_origin: Origin, preloaded: PreloadedCommand
+) -> None:
     """Killed again and again, each time some file operations later, it ends with the files from before."""
     root = tmp_path / "data"
     options = [option for option in OPTIONS if option != "--no-reshard"]
@@ -422,7 +425,7 @@ def test_a_repair_can_be_killed_at_any_moment(tmp_path: Path, source: CoyoSource
         _remove_both(out / "part-00001.pkl")
         kills = 0
         for step in range(3, 1000, 23):
-            with Run(command, dying_at_a_step(tmp_path, victim, step, root)) as killed:
+            with Run(command, dying_at_a_step(victim, step, root), preloaded) as killed:
                 code = killed.end()
             if code == 0:
                 break
@@ -437,7 +440,9 @@ def test_a_repair_can_be_killed_at_any_moment(tmp_path: Path, source: CoyoSource
 
 
 @pytest.mark.slow
-def test_the_undoing_of_a_repair_can_be_killed_at_any_moment(tmp_path: Path, source: CoyoSource) -> None:
+def test_the_undoing_of_a_repair_can_be_killed_at_any_moment(
+    tmp_path: Path, source: CoyoSource, preloaded: PreloadedCommand
+) -> None:
     """Killed at one file operation or another, even if the copy is gone again after that, it costs no row."""
     root = tmp_path / "data"
     options = [option for option in OPTIONS if option != "--no-reshard"]
@@ -458,7 +463,7 @@ def test_the_undoing_of_a_repair_can_be_killed_at_any_moment(tmp_path: Path, sou
         shutil.rmtree(root)
         shutil.copytree(tmp_path / "interrupted", root)
         shutil.copytree(copy, out, dirs_exist_ok=True)
-        with Run(command, dying_at_a_step(tmp_path, "-m datafetch prepare", step, root)) as killed:
+        with Run(command, dying_at_a_step("-m datafetch prepare", step, root), preloaded) as killed:
             code = killed.end()
         assert _ledgers_of(job).keys() == ledgers.keys()
         if step % 2:  # it is away again: what had failed stays failed, and a retry finds all that it needs

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from runs import PATIENCE_S, Run, dying_at_a_step, listed
+from preloaded import PreloadedCommand
+from runs import Run, dying_at_a_step, listed, run_undisturbed
 from test_kills import Victim
 
 from datafetch.demo.manifest import CoyoSource, write_coyo_source
@@ -96,14 +96,14 @@ def serve_flaky_dataset(folder: Path, layout: tuple[str, ...]) -> Iterator[Flaky
 
 
 def kill_until_done(
-    command: list[str], victim: str, steps_between: tuple[int, int], dataset: FlakyDataset, tmp_path: Path
+    command: list[str], victim: str, steps_between: tuple[int, int], dataset: FlakyDataset, preloaded: PreloadedCommand
 ) -> Iterator[dict[str, bytes]]:
     """Repeat a command, killing it ever later, until it is complete; yield the files after each run."""
     rng = random.Random(victim)
     steps, kills, code = 0, 0, _KILLED
     while code != 0:
         steps += rng.randrange(*steps_between)
-        with Run(command, dying_at_a_step(tmp_path, victim, steps, dataset.root)) as run:
+        with Run(command, dying_at_a_step(victim, steps, dataset.root), preloaded) as run:
             code = run.end()
         kills += code != 0
         assert code in (0, 4, _KILLED), run
@@ -113,13 +113,13 @@ def kill_until_done(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("dataset", ["resharded"], indirect=True)
-def test_a_run_killed_during_resharding(dataset: FlakyDataset, tmp_path: Path) -> None:
+def test_a_run_killed_during_resharding(dataset: FlakyDataset, preloaded: PreloadedCommand, tmp_path: Path) -> None:
     """Until all shards are resharded, they stay as the manifest cut them; no stored image is requested again."""
     undisturbed = tmp_path / "undisturbed"
     for _ in range(2):  # in the second run, no image fails any more
-        subprocess.run([*dataset.prepare(undisturbed), "--fresh"], check=True, capture_output=True, timeout=PATIENCE_S)
+        run_undisturbed([*dataset.prepare(undisturbed), "--fresh"], preloaded)
     before = dataset.requests()
-    for _ in kill_until_done(dataset.prepare(), Victim.PARENT, (5, 17), dataset, tmp_path):
+    for _ in kill_until_done(dataset.prepare(), Victim.PARENT, (5, 17), dataset, preloaded):
         pass
     assert dataset.files() == dataset.files(undisturbed)
     requests = {url: times - before[url] for url, times in dataset.requests().items()}
@@ -136,18 +136,18 @@ def test_a_run_killed_during_resharding(dataset: FlakyDataset, tmp_path: Path) -
     ],
 )
 def test_a_retry_killed_at_any_step_loses_nothing(
-    dataset: FlakyDataset, tmp_path: Path, victim: str, steps_between: tuple[int, int]
+    dataset: FlakyDataset, preloaded: PreloadedCommand, tmp_path: Path, victim: str, steps_between: tuple[int, int]
 ) -> None:
     """At every moment the trainer sees each shard as it was before or as it will be after, and no row gets lost."""
-    subprocess.run(dataset.prepare(), check=True, capture_output=True, timeout=PATIENCE_S)
+    run_undisturbed(dataset.prepare(), preloaded)
     old, before = dataset.files(), dataset.requests()
     assert set(before.values()) == {1}
-    seen = list(kill_until_done(dataset.retry(), victim, steps_between, dataset, tmp_path))
+    seen = list(kill_until_done(dataset.retry(), victim, steps_between, dataset, preloaded))
     new = dataset.files()
     healed = tmp_path / "healed"
     requests = {url: times - before[url] for url, times in dataset.requests().items() if times > before[url]}
     assert set(requests) == {url for url in dataset.source.urls.values() if "/flaky/" in url}
-    subprocess.run(dataset.prepare(healed), check=True, capture_output=True, timeout=PATIENCE_S)
+    run_undisturbed(dataset.prepare(healed), preloaded)
     assert new == dataset.files(healed)
     for files in seen:
         assert all(content in (old.get(name), new.get(name)) for name, content in files.items())

@@ -15,6 +15,7 @@ import pytest
 from in_process import THREADS, run, threads_with
 from jobs import POLICY, coyo_job, faulty_urls, files_of, path_of, read_ledger, read_rows, requests_since
 from killing import layout_of
+from preloaded import PreloadedCommand
 from runs import PATIENCE_S, Run, RunFolders, dying_at_a_step, read_lines, serve_trial
 from test_image_files import publish
 from test_kills import Victim
@@ -508,7 +509,7 @@ def test_the_command_names_the_option_and_then_takes_it(
 
 
 @pytest.mark.slow
-def test_a_run_killed_at_any_step_keeps_what_there_is(tmp_path: Path) -> None:
+def test_a_run_killed_at_any_step_keeps_what_there_is(preloaded: PreloadedCommand, tmp_path: Path) -> None:
     """Whether it is moving the earlier output, reading it or deleting it; and no stored image is requested."""
     with serve_trial(tmp_path) as trial:
         folders = RunFolders(tmp_path / "root")
@@ -520,8 +521,8 @@ def test_a_run_killed_at_any_step_keeps_what_there_is(tmp_path: Path) -> None:
         rng, steps, kills, code = random.Random(1), 0, 0, -9
         while code != 0:
             steps += rng.randrange(3, 25)
-            environment = dying_at_a_step(tmp_path, Victim.PARENT, steps, folders.root)
-            with Run([*command, "--reuse"], environment) as stopped:
+            environment = dying_at_a_step(Victim.PARENT, steps, folders.root)
+            with Run([*command, "--reuse"], environment, preloaded) as stopped:
                 code = stopped.end()
             assert code in (0, -9), stopped.messages()
             kills += code != 0

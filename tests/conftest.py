@@ -21,8 +21,10 @@ import trustme
 import uvloop
 from blockbuster import BlockBuster, blockbuster_ctx
 from hypothesis import settings
+from in_process import THREADS
 from PIL import Image
 
+import datafetch
 from datafetch.demo import pictures as painting
 from datafetch.demo.origin import Origin
 from datafetch.demo.pictures import KINDS, encode, paint, write_pictures
@@ -219,6 +221,13 @@ def without_coverage(monkeypatch: pytest.MonkeyPatch) -> None:
     """Don't measure coverage in processes that this test starts."""
     for variable in ("COVERAGE_PROCESS_CONFIG", "COVERAGE_PROCESS_START"):
         monkeypatch.delenv(variable, raising=False)
+
+
+@pytest.fixture
+def _commands_in_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let commands that the test calls with ``main()`` transcode and commit in threads, as in_process.py says why."""
+    for function in (datafetch.run, datafetch.retry):
+        monkeypatch.setitem(function.__kwdefaults__, "backends", THREADS)
 
 
 async def until(is_so: Callable[[], bool]) -> None:

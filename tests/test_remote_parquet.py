@@ -400,7 +400,9 @@ def damaged(content: bytes, seed: int) -> bytes:
 
 
 # With the seed 119, pyarrow would end the process.
-@pytest.mark.parametrize("seeds", [(0, 1, 119), pytest.param(range(2, 25), marks=pytest.mark.slow)], ids=["few", "many"])
+@pytest.mark.parametrize(
+    "seeds", [(0, 1, 119), pytest.param(range(2, 25), marks=pytest.mark.slow)], ids=["few", "many"]
+)
 def test_damaged_footers_cost_one_line(
     tmp_path: Path, published: Published, hub: HubServer, seeds: Sequence[int]
 ) -> None:

@@ -17,12 +17,15 @@ from pathlib import Path
 import numpy as np
 import PIL
 import pytest
+import trustme
 import uvloop
 from blockbuster import BlockBuster, blockbuster_ctx
 from hypothesis import settings
+from in_process import THREADS
 from PIL import Image
 from preloaded import PreloadedCommand
 
+import datafetch
 from datafetch.demo import pictures as painting
 from datafetch.demo.origin import Origin
 from datafetch.demo.pictures import KINDS, encode, paint, write_pictures
@@ -118,6 +121,19 @@ def pytest_asyncio_loop_factories(item: pytest.Item) -> Mapping[str, Callable[[]
     if item.get_closest_marker("both_loops"):
         loops["asyncio"] = asyncio.new_event_loop
     return loops
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_trusted_authority(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Trust a single authority in place of this machine's, in child processes too; it has signed nothing.
+
+    No test needs those of the machine, and reading them takes 25 ms of CPU for each client and each interpreter.
+    """
+    path = tmp_path_factory.mktemp("trusted") / "authority.pem"
+    trustme.CA().cert_pem.write_to_path(str(path))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SSL_CERT_FILE", str(path))
+        yield
 
 
 @pytest.fixture(autouse=True)
@@ -217,6 +233,13 @@ def without_coverage(monkeypatch: pytest.MonkeyPatch) -> None:
     """Don't measure coverage in processes that this test starts."""
     for variable in ("COVERAGE_PROCESS_CONFIG", "COVERAGE_PROCESS_START"):
         monkeypatch.delenv(variable, raising=False)
+
+
+@pytest.fixture
+def _commands_in_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let commands that the test calls with ``main()`` transcode and commit in threads, as in_process.py says why."""
+    for function in (datafetch.run, datafetch.retry):
+        monkeypatch.setitem(function.__kwdefaults__, "backends", THREADS)
 
 
 async def until(is_so: Callable[[], bool]) -> None:

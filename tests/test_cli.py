@@ -132,6 +132,7 @@ def finish_and_check(command: list[str], tmp_path: Path, source: CoyoSource, own
     assert [row["id"] for row in rows] == list(source.urls)
 
 
+@pytest.mark.usefixtures("_commands_in_threads")
 def test_json_prints_only_the_summary_on_standard_output(
     tmp_path: Path, origin: Origin, pictures: Pictures, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -531,6 +532,7 @@ def test_the_list_of_commands_agrees_with_their_help(capfd: pytest.CaptureFixtur
         assert " ".join(line[1].split()) in " ".join(capfd.readouterr().out.split())
 
 
+@pytest.mark.usefixtures("_commands_in_threads")
 def test_short_side_none_keeps_sizes(
     tmp_path: Path, origin: Origin, pictures: Pictures, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -543,6 +545,7 @@ def test_short_side_none_keeps_sizes(
     assert pq.read_table(ledger).column("height").to_pylist() == [480]
 
 
+@pytest.mark.usefixtures("_commands_in_threads")
 def test_options_that_decide_the_rows_are_recorded(
     tmp_path: Path, origin: Origin, pictures: Pictures, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -655,6 +658,7 @@ def test_each_option_about_fetching_reaches_the_policy() -> None:
     )
 
 
+@pytest.mark.usefixtures("_commands_in_threads")
 def test_permissions_reach_a_retry(monkeypatch: pytest.MonkeyPatch) -> None:
     """``retry OUT --kinds tls --insecure`` changes only the options that are given in the job of the earlier run."""
     before = Job("coyo", "source", "out", fetch=FetchPolicy(retries=7), image=ImageSpec(short_side_px=336))
@@ -694,6 +698,7 @@ def test_permissions_reach_a_retry(monkeypatch: pytest.MonkeyPatch) -> None:
         (["--insecure", "--all"], RetryFilter.all()),
     ],
 )
+@pytest.mark.usefixtures("_commands_in_threads")
 def test_a_permission_also_retries_the_failures_it_can_fix(
     options: list[str], expected: RetryFilter, monkeypatch: pytest.MonkeyPatch
 ) -> None:

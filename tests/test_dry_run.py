@@ -134,6 +134,7 @@ def test_without_the_recipes_ids_the_number_of_rows_is_not_known(
     assert "chosen       coyo is read from where it is published: hf://datasets/kakaobrain/coyo-700m\n" in out
 
 
+@pytest.mark.usefixtures("_commands_in_threads")
 def test_a_copy_of_an_earlier_download_is_read(
     tmp_path: Path,
     source: CoyoSource,
@@ -187,6 +188,7 @@ def test_the_output_is_new_then_resumed_then_complete(
     assert look("--fresh")[:2] == (2, "refused")
 
 
+@pytest.mark.usefixtures("_commands_in_threads")
 def test_settings_are_compared_before_the_source_is_asked(
     tmp_path: Path, root: Path, job: Job, nobody: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -201,6 +203,7 @@ def test_settings_are_compared_before_the_source_is_asked(
     assert json.loads(capsys.readouterr().out)["state"] == "new"
 
 
+@pytest.mark.usefixtures("_commands_in_threads")
 def test_what_is_there_is_judged_before_the_source_is_asked(
     tmp_path: Path, root: Path, job: Job, nobody: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -257,6 +260,7 @@ def test_a_run_that_has_the_lock_and_no_heartbeat_yet_is_named(
     assert "output      new\n" in capsys.readouterr().out
 
 
+@pytest.mark.usefixtures("_commands_in_threads")
 def test_documents_are_counted_with_their_images(
     tmp_path: Path,
     root: Path,
@@ -286,6 +290,7 @@ def test_what_stops_a_run_is_a_line_and_exit_2(
     assert "output      the run would be refused: " in capsys.readouterr().out
 
 
+@pytest.mark.usefixtures("_commands_in_threads")
 def test_a_run_says_what_nobody_has_chosen(source: CoyoSource, root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """VILA's choice of rows, and the defaults that rows follow from, once each."""
     words = ["prepare", "coyo", "--source", str(source.folder), "--root", str(root), "--processes", "1"]

@@ -254,6 +254,7 @@ def test_members_of_an_archive_are_not_waited_for(tmp_path: Path, archive: Path)
     assert files(job) == IMAGES
 
 
+@pytest.mark.usefixtures("_commands_in_threads")
 def test_the_command_says_that_it_is_time_and_a_retry_completes(
     tmp_path: Path, server: _Pictures, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -194,6 +194,7 @@ def _prepare(tmp_path: Path, urls: list[str], *options: str) -> tuple[list[str],
     return [*words, "--root", str(tmp_path), "--no-reshard", *options], tmp_path / "coyo-700m" / "pkl03-split"
 
 
+@pytest.mark.usefixtures("_commands_in_threads")
 def test_a_run_on_a_private_address_says_so(
     tmp_path: Path, origin: Origin, small_pictures: Pictures, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -222,6 +223,7 @@ def test_a_run_on_a_private_address_says_so(
     assert "failed as" not in printed.err + printed.out
 
 
+@pytest.mark.usefixtures("_commands_in_threads")
 def test_networks_are_named_when_not_all_images_were_refused(
     tmp_path: Path, origin: Origin, small_pictures: Pictures, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -238,6 +240,7 @@ def test_networks_are_named_when_not_all_images_were_refused(
     assert "--allow-net 10.0.0.7 would allow it" in capfd.readouterr().out
 
 
+@pytest.mark.usefixtures("_commands_in_threads")
 def test_a_run_on_ipv6_loopback_works_as_its_refusal_says(
     tmp_path: Path, origin_v6: str, small_pictures: Pictures, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -249,6 +252,7 @@ def test_a_run_on_ipv6_loopback_works_as_its_refusal_says(
     assert "images: 5 ok\n" in capfd.readouterr().out
 
 
+@pytest.mark.usefixtures("_commands_in_threads")
 def test_a_run_without_a_network_names_the_proxy(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

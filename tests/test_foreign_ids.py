@@ -16,6 +16,7 @@ _ROOT = Path(__file__).parent
 
 
 @pytest.mark.parametrize("options", [(), ("--limit", "5"), ("--fresh",)], ids=str)
+@pytest.mark.usefixtures("_commands_in_threads")
 def test_ids_of_another_dataset_are_refused(
     tmp_path: Path, origin: Origin, pictures: Pictures, options: tuple[str, ...], capfd: pytest.CaptureFixture[str]
 ) -> None:

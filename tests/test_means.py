@@ -341,6 +341,7 @@ def login_proxy(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[_WantsLogin]]:
         thread.join()
 
 
+@pytest.mark.usefixtures("_commands_in_threads")
 def test_a_proxy_that_asks_for_a_login_stops_a_run(
     tmp_path: Path, login_proxy: type[_WantsLogin], capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -437,6 +438,7 @@ def _command(tmp_path: Path, source: CoyoSource, server: str) -> list[str]:
     return [*words, *options]
 
 
+@pytest.mark.usefixtures("_commands_in_threads")
 def test_a_run_without_a_name_server_stops_and_resumes(
     tmp_path: Path, source: CoyoSource, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -467,6 +469,7 @@ def test_a_run_without_a_name_server_stops_and_resumes(
 
 
 @pytest.mark.parametrize("is_for_root_alone", [False, True])
+@pytest.mark.usefixtures("_commands_in_threads")
 def test_name_servers_that_refuse_stop_a_run(
     tmp_path: Path, source: CoyoSource, capfd: pytest.CaptureFixture[str], is_for_root_alone: bool
 ) -> None:
@@ -487,6 +490,7 @@ def test_name_servers_that_refuse_stop_a_run(
     assert json.loads(capfd.readouterr().out)["images"]["done"] == 0
 
 
+@pytest.mark.usefixtures("_commands_in_threads")
 def test_a_run_in_a_dead_zone_ends_with_recorded_failures(
     tmp_path: Path, source: CoyoSource, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -64,6 +64,7 @@ def quick(capfd: pytest.CaptureFixture[str], out: Path | str, code: int) -> list
 
 
 @pytest.mark.parametrize("world_size", [None, 2])
+@pytest.mark.usefixtures("_commands_in_threads")
 def test_all_commands_work_where_an_output_was_moved(
     cut: Job, world_size: int | None, capfd: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
@@ -166,6 +167,7 @@ def failed_images(layout: OutputLayout, shard: str) -> int:
 
 
 @pytest.mark.parametrize("world_size", [None, 2])
+@pytest.mark.usefixtures("_commands_in_threads")
 def test_what_a_move_has_lost_is_named(cut: Job, world_size: int | None, capfd: pytest.CaptureFixture[str]) -> None:
     """Missing, short, changed, foreign files and links are problems, a line each, and nothing is decoded."""
     job = replace(cut, world_size=world_size)
@@ -262,6 +264,7 @@ def test_images_as_files_and_their_list_are_compared(
     ]
 
 
+@pytest.mark.usefixtures("_commands_in_threads")
 def test_an_output_without_a_record_cannot_be_compared(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """Without its state folder nothing says how its files were, and the line says what to do."""
     (tmp_path / "out").mkdir()

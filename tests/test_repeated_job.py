@@ -91,6 +91,7 @@ def changed(colleague: Colleague, tmp_path: Path, change: Callable[[dict[str, An
     return path
 
 
+@pytest.mark.usefixtures("_commands_in_threads")
 def test_a_repeated_job_makes_the_same_files(
     colleague: Colleague, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -39,6 +39,7 @@ def logged(path: Path) -> list[tuple[str, str]]:
     return [(match[1], match[2]) for match in matches if match]
 
 
+@pytest.mark.usefixtures("_commands_in_threads")
 def test_a_run_is_logged_to_a_file_and_as_json(
     tmp_path: Path, command: list[str], capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -89,6 +90,7 @@ def test_a_run_is_logged_to_a_file_and_as_json(
     assert not set(WORDS) & set(re.findall(r'"(\w+)":', job))
 
 
+@pytest.mark.usefixtures("_commands_in_threads")
 def test_every_command_that_takes_long_has_the_options(
     tmp_path: Path, command: list[str], capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -192,6 +194,7 @@ def test_what_stops_a_command_is_in_the_log(tmp_path: Path) -> None:
     assert logged(log) == [("error", "interrupted"), ("error", "a bug"), ("error", "AssertionError()")]
 
 
+@pytest.mark.usefixtures("_commands_in_threads")
 def test_the_log_names_options_as_standard_error_does(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """And not the fields that they set."""
     log = tmp_path / "log"

@@ -132,6 +132,7 @@ def test_all_failures_or_some_kinds_can_be_retried(job: Job, source: CoyoSource,
     assert {read_shard_summary(path).retry for path in OutputLayout(Path(job.out)).ledgers.iterdir()} == {0, 1, 2}
 
 
+@pytest.mark.usefixtures("_commands_in_threads")
 def test_images_of_a_host_that_was_down_are_retried_with_the_kind_of_its_failures(
     tmp_path: Path, small_pictures: Pictures, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -591,6 +592,7 @@ def test_an_interrupted_retry_is_completed_with_its_own_options(
     assert retry(blocked_job.out).totals.ok == IMAGES - 2
 
 
+@pytest.mark.usefixtures("_commands_in_threads")
 def test_a_run_names_the_retry_that_fetches_what_it_now_permits(
     tmp_path: Path, origin: Origin, small_pictures: Pictures, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -613,6 +615,7 @@ def test_a_run_names_the_retry_that_fetches_what_it_now_permits(
     assert "had failed before" not in capfd.readouterr().out
 
 
+@pytest.mark.usefixtures("_commands_in_threads")
 def test_a_summary_names_a_retry_where_it_requests_something(job: Job, capfd: pytest.CaptureFixture[str]) -> None:
     """It says how many images and why; a retry that requests nothing says what it leaves alone, and how to get that."""
     for report in (run(job), retry(job.out, RetryFilter(frozenset({FailureKind.TIMEOUT})))):
@@ -634,6 +637,7 @@ def test_a_summary_names_a_retry_where_it_requests_something(job: Job, capfd: py
     assert "retried 2, 0 arrived" in capfd.readouterr().out
 
 
+@pytest.mark.usefixtures("_commands_in_threads")
 def test_name_servers_given_later_take_along_the_names_that_were_not_found(
     tmp_path: Path, own_origin: Origin, small_pictures: Pictures, capfd: pytest.CaptureFixture[str]
 ) -> None:

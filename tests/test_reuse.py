@@ -478,6 +478,7 @@ def test_images_of_retries_are_taken(tmp_path: Path, job: Job, own_origin: Origi
 OPTIONS = ("--allow-net", "127.0.0.0/8", "--connections", "8", "--processes", "1", "--retries", "0")
 
 
+@pytest.mark.usefixtures("_commands_in_threads")
 def test_the_command_names_the_option_and_then_takes_it(
     tmp_path: Path, source: CoyoSource, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -133,6 +133,7 @@ def test_an_error_has_the_exit_code_of_its_kind(
     ],
     ids=repr,
 )
+@pytest.mark.usefixtures("_commands_in_threads")
 def test_a_run_with_fresh_is_resumed_without_fresh(
     command: list[str],
     error: BaseException,

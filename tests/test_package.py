@@ -42,7 +42,7 @@ def test_importing_the_package_loads_nothing() -> None:
 @pytest.mark.parametrize(
     ("module", "loads"),
     [
-        ("datafetch.transcode.pool.forkserver", {"PIL"}),
+        ("datafetch.transcode.pool.forkserver", set()),  # and Pillow once it is told what its workers do
         ("datafetch.output.commit_process", {"numpy", "pyarrow"}),
         ("datafetch.datasets.sources.hub_process", set()),  # and huggingface_hub when it is asked something
         ("datafetch.demo.origin", set()),
@@ -57,6 +57,17 @@ def test_a_child_loads_only_what_it_needs(module: str, loads: set[str]) -> None:
     assert {"PIL", "aiohttp", "huggingface_hub", "numpy", "pyarrow", "rich", "typer"} & {
         *loaded.stdout.split()
     } == loads
+
+
+def test_a_run_loads_no_decoder_and_no_verification() -> None:
+    """What the command loads before its first request is most of the time until then."""
+    code = "import sys, datafetch.cli.commands.prepare; print(*sys.modules)"
+    loaded = subprocess.run(
+        [sys.executable, "-c", code], check=True, capture_output=True, text=True, timeout=PATIENCE_S
+    ).stdout.split()
+    assert "datafetch.engine.session" in loaded
+    unneeded = {"PIL", "pyarrow.compute", "rich.table", "datafetch.verify", "datafetch.engine.dry_run"}
+    assert not {*unneeded, "datafetch.engine.source_check", "datafetch.monitor.status"} & set(loaded)
 
 
 def test_a_child_imports_the_same_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,12 +6,15 @@ import asyncio
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from datafetch.cli.progress_line import ProgressLine, resharding_line, run_line, verifying_line
 from datafetch.cli.reporter import Reporter
 from datafetch.model.statistics import ReshardProgress, Statistics
 from datafetch.monitor.throughput import Throughput
-from datafetch.verify import VerifyProgress
+
+if TYPE_CHECKING:
+    from datafetch.verify import VerifyProgress  # which would load the verification
 
 
 async def show_progress(

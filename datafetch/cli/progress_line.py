@@ -11,6 +11,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from enum import IntEnum, auto
+from typing import TYPE_CHECKING
 
 from rich.cells import cell_len
 
@@ -20,7 +21,9 @@ from datafetch.model.statistics import ReshardProgress, Statistics, Waiting
 from datafetch.model.untrusted import to_printable
 from datafetch.model.wording import clock, counted, lasting, sized
 from datafetch.monitor.throughput import Pace
-from datafetch.verify import VerifyProgress
+
+if TYPE_CHECKING:
+    from datafetch.verify import VerifyProgress  # which would load the verification
 
 _GAP = "  "
 _WHOLE_FROM_PER_S = 9.95  # a slower pace is shown with a decimal

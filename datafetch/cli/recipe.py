@@ -17,11 +17,9 @@ from datafetch.cli.progress import show_progress
 from datafetch.cli.render import show_built, show_dry_runs, show_sources
 from datafetch.cli.report_targets import refuse_log_within
 from datafetch.cli.reporter import Reporter, Reporting, open_reporter
-from datafetch.engine.dry_run import look_ahead
 from datafetch.engine.job import Job
 from datafetch.engine.recipe import BuiltDataset, PlannedDataset, build_recipe, log_disk_space, plan_recipe
 from datafetch.engine.repeated_job import RepeatedJob
-from datafetch.engine.source_check import check_sources
 from datafetch.errors import ConfigurationError
 from datafetch.model.observers import Observer
 from datafetch.model.options import OptionGroup
@@ -92,6 +90,8 @@ def prepare(  # noqa: PLR0913 - one parameter an option
 
 def report_sources(planned: Sequence[PlannedDataset], *, as_json: bool) -> int:
     """Ask the sources of datasets, without downloading anything, and print what they answer."""
+    from datafetch.engine.source_check import check_sources  # noqa: PLC0415 - a run does not need it
+
     answers = check_sources(planned)
     show_sources(answers, as_json=as_json)
     return ExitCode.WRONG_COMMAND if any(one.problem for one in answers) else ExitCode.COMPLETE
@@ -99,6 +99,8 @@ def report_sources(planned: Sequence[PlannedDataset], *, as_json: bool) -> int:
 
 def report_dry_run(planned: Sequence[PlannedDataset], repeated: RepeatedJob | None = None, *, as_json: bool) -> int:
     """Print what the runs of datasets would do; nobody is asked, and nothing is written."""
+    from datafetch.engine.dry_run import look_ahead  # noqa: PLC0415 - a run does not need it
+
     if len(planned) > 1:
         log_disk_space(planned)
     found = look_ahead(planned, repeated)

@@ -15,24 +15,22 @@ from typing import TYPE_CHECKING
 
 import orjson
 
-from datafetch.cli.dry_run import dry_run_text
 from datafetch.cli.report_targets import SUMMARY
 from datafetch.cli.report_text import advice_lines, failures_line, most_first, report_lines
-from datafetch.cli.status_text import status_text
 from datafetch.errors import ResourceError
 from datafetch.model.outcome import OK
 from datafetch.model.report import Report
 from datafetch.model.untrusted import one_line, to_printable
 from datafetch.model.wording import counted, sized
-from datafetch.monitor.recipe_status import DatasetStatus
-from datafetch.monitor.status import Status
-from datafetch.output.reshard.folder import Resharded
-from datafetch.verify import Verdict
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # each would load what only one command needs
     from datafetch.engine.dry_run import DryRun
-    from datafetch.engine.recipe import BuiltDataset  # which would load the network stack
+    from datafetch.engine.recipe import BuiltDataset
     from datafetch.engine.source_check import SourceAnswer
+    from datafetch.monitor.recipe_status import DatasetStatus
+    from datafetch.monitor.status import Status
+    from datafetch.output.reshard.folder import Resharded
+    from datafetch.verify import Verdict
 
 
 _log = logging.getLogger(__name__)
@@ -69,6 +67,8 @@ def show_verdict(verdict: Verdict, *, as_json: bool) -> None:
 
 def show_status(status: Status, *, as_json: bool, shows_all_hosts: bool = False) -> None:
     """Print the status of a run; for people with the few hosts that have the most failures, or all that are known."""
+    from datafetch.cli.status_text import status_text  # noqa: PLC0415 - a run does not need it
+
     if as_json:
         _print(orjson.dumps(status.summary()).decode())
         return
@@ -125,6 +125,8 @@ def show_sources(answers: Sequence[SourceAnswer], *, as_json: bool) -> None:
 
 def show_dry_runs(found: Sequence[DryRun], *, as_json: bool) -> None:
     """Print what runs would do, a block of lines each."""
+    from datafetch.cli.dry_run import dry_run_text  # noqa: PLC0415 - a run does not need it
+
     if as_json:
         summaries = [one.summary() for one in found]
         _print(orjson.dumps(summaries[0] if len(summaries) == 1 else {"datasets": summaries}).decode())

@@ -32,7 +32,7 @@ from datafetch.output.reshard.ranks import DEFAULT_WORLD_SIZE, GROUP_OF, SHUFFLE
 from datafetch.store.job_file import FORMAT, Identity, JobFile, not_a_job, read_job_file
 from datafetch.store.layout import OutputLayout
 from datafetch.store.lock import NO_LOCK
-from datafetch.transcode import DEFAULT_MAX_PIXELS, MAX_PROCESSES, RESIZER, Encoding, ImageSpec, Resize, load_resizer
+from datafetch.transcode import DEFAULT_MAX_PIXELS, MAX_PROCESSES, RESIZER, Encoding, ImageSpec, Resize
 
 GIB = 1024**3
 _OPTIONS_KEY = "choices"  # in job.json, under the name that it has had from the beginning
@@ -233,7 +233,9 @@ def dataset_of(job: Job) -> Dataset:
             job needs is not installed.
     """
     dataset = find_dataset(job.dataset, job.options)
-    if job.image is not None:
+    if job.image is not None and job.image.shrinks_fast:
+        from datafetch.transcode import load_resizer  # noqa: PLC0415 - it loads Pillow
+
         load_resizer(job.image)
     if job.ids is not None and dataset.id_list is None:
         raise invalid(job, f"{dataset.name} does not take {{ids}}")

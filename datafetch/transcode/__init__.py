@@ -1,12 +1,17 @@
 """body → Encoded or Failure: the codec, and the pool of processes that it runs in.
 
-Apart from the demo, which paints pictures, no other package imports Pillow.
+Apart from the demo, which paints pictures, no other package imports Pillow; and this one only where images are decoded,
+so not in the process that fetches them.
 """
 
-from datafetch.transcode.image.fast_resize import RESIZER
-from datafetch.transcode.image.shrink import load_resizer
+from importlib import import_module
+from typing import TYPE_CHECKING
+
 from datafetch.transcode.pool.pool import MAX_PROCESSES, Transcoder
-from datafetch.transcode.spec import DEFAULT_MAX_PIXELS, Encoding, ImageSpec, Pixels, Resize
+from datafetch.transcode.spec import DEFAULT_MAX_PIXELS, RESIZER, Encoding, ImageSpec, Pixels, Resize
+
+if TYPE_CHECKING:
+    from datafetch.transcode.image.shrink import load_resizer
 
 __all__ = [
     "DEFAULT_MAX_PIXELS",
@@ -19,3 +24,9 @@ __all__ = [
     "Transcoder",
     "load_resizer",
 ]
+
+
+def __getattr__(name: str) -> object:
+    if name != "load_resizer":  # which loads Pillow
+        raise AttributeError(f"module 'datafetch.transcode' has no attribute {name!r}")
+    return getattr(import_module("datafetch.transcode.image.shrink"), name)

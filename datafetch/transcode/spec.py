@@ -14,6 +14,9 @@ _MAX_SIDE_PX = 2**31 - 1  # Pillow's sizes are C integers; images are never enla
 _MAX_PIXELS = 2**32  # what a JPEG can hold
 _MAX_QUALITY = 95  # higher values only make files larger (Pillow's documentation)
 
+RESIZER = "cykooz-resizer 4"
+"""What computes the pixels of ``fast_resize``, as a job's identity names it; it changes if and only if the bytes do."""
+
 _ImageOption = partial(Option, group=OptionGroup.IMAGES)
 
 

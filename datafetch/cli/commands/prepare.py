@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from inspect import Parameter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
@@ -169,7 +169,7 @@ class _Prepare(Command):
             raise
         targets = list(cast("tuple[str, ...]", given.get("targets") or ()))
         if ctx.resilient_parsing and not (targets and set(targets) <= {*DATASETS, *STEPS}):  # completes a word
-            return _WITHOUT_DATASET.make_context(info_name, args, parent, **extra)
+            return _command_without_dataset().make_context(info_name, args, parent, **extra)
         expand_targets(targets)
         if "job" in given and not targets:
             targets = [read_repeated_job(Path(str(given["job"]))).job.dataset]
@@ -180,10 +180,10 @@ class _Prepare(Command):
         if targets:
             if strange := [_flag(name) for name in given if name in {*_OF_SOME, "job"} and name != "ids"]:
                 raise ConfigurationError(f"{', '.join(strange)} is for single datasets; prepare those one by one")
-            return _SEVERAL.make_context(f"{info_name} {' '.join(targets)}", args, parent, **extra)
+            return _command_for_several().make_context(f"{info_name} {' '.join(targets)}", args, parent, **extra)
         if "help" not in given:
             ctx.fail(f"name a dataset or a step: {', '.join([*STEPS, *DATASETS])}")
-        return _WITHOUT_DATASET.make_context(info_name, args, parent, **extra)
+        return _command_without_dataset().make_context(info_name, args, parent, **extra)
 
 
 class _PrepareHelp(Command):
@@ -213,7 +213,7 @@ def _refuse_as_target(info_name: str | None, args: list[str], parent: Context | 
     if targets:
         (name, *others) = targets
         is_one = not others and name not in STEPS
-        command = _command_for(find_dataset(name), {}) if is_one else _SEVERAL
+        command = _command_for(find_dataset(name), {}) if is_one else _command_for_several()
         command.make_context(f"{info_name} {' '.join(targets)}", list(args), parent)
 
 
@@ -237,6 +237,16 @@ def _command_for(dataset: Dataset, given: Mapping[str, object]) -> Command:
         if one.name in _idle_options(dataset):
             one.hidden = True  # type: ignore[attr-defined]  # an option, not an argument
     return command
+
+
+@cache
+def _command_for_several() -> Command:
+    return as_command(with_options(prepare_several, _run_parameters(None), GivenOptions), _PrepareSeveral)
+
+
+@cache
+def _command_without_dataset() -> Command:
+    return as_command(with_options(prepare, _run_parameters(None), GivenOptions), _PrepareHelp)
 
 
 def _run_parameters(dataset: Dataset | None) -> list[Parameter]:
@@ -283,10 +293,7 @@ _ALL_OPTIONS = {
         *(one for dataset in DATASETS.values() for one in parameters_of([dataset.options])),
     )
 }
-_WITHOUT_DATASET = as_command(with_options(prepare, _run_parameters(None), GivenOptions), _PrepareHelp)
 _OF_SOME = _ALL_OPTIONS.keys() - {one.name for one in _run_parameters(None)}
-
-_SEVERAL = as_command(with_options(prepare_several, _run_parameters(None), GivenOptions), _PrepareSeveral)
 _PARSED = [
     Parameter("job", Parameter.KEYWORD_ONLY, default=None, annotation=JobOfAnother),
     *(one for name, one in _ALL_OPTIONS.items() if name != "ids"),

@@ -24,7 +24,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from datafetch.datasets.readers.file_kind import describe_non_parquet
@@ -298,6 +297,8 @@ class ParquetFile:
 
     def _longest_in_dictionary(self, opened: OpenParquet, parquet: Any, group: int, name: str) -> int:
         """The length in bytes of the longest text in a column's dictionary in a row group."""
+        import pyarrow.compute as pc  # noqa: PLC0415 - not all datasets need its functions, which take long to load
+
         # With the metadata the footer is not read again, which may no longer be loaded.
         with _open(opened, metadata=parquet.metadata, read_dictionary=[name]) as file:
             for batch in file.iter_batches(_BATCH_ROWS, row_groups=[group], columns=[name], use_threads=False):

@@ -7,7 +7,8 @@ from pathlib import Path
 from datafetch.errors import ResourceError
 from datafetch.model.checksum import crc32
 
-_CHUNK_BYTES = 1 << 20
+_WRITE_BUFFER_BYTES = 1 << 16  # larger pieces, as most images are, are written without a copy
+_READ_BUFFER_BYTES = 1 << 18  # a larger one gains nothing, and takes memory that is new to a thread
 
 
 class ChecksummedFile:
@@ -21,7 +22,7 @@ class ChecksummedFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.written_bytes = 0
-        self._file = path.open("wb", buffering=_CHUNK_BYTES)
+        self._file = path.open("wb", buffering=_WRITE_BUFFER_BYTES)
         self._checksum = 0
 
     def write(self, piece: bytes) -> None:
@@ -54,7 +55,7 @@ class ChecksummedFile:
 
 def crc32_of(path: Path) -> int:
     """Read a file, and compute its CRC-32."""
-    checksum, buffer = 0, memoryview(bytearray(_CHUNK_BYTES))
+    checksum, buffer = 0, memoryview(bytearray(_READ_BUFFER_BYTES))
     with path.open("rb", buffering=0) as file:
         while size := file.readinto(buffer):
             checksum = crc32(buffer[:size], checksum)

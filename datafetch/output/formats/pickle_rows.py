@@ -15,12 +15,20 @@ from typing import Any, BinaryIO
 
 from datafetch.errors import STARTS_OVER, ManifestError
 from datafetch.model.regular_file import open_regular
-from datafetch.output.formats.pickle_form import FRAME_HEADER_BYTES, MAX_FRAME_BYTES, PREAMBLE, encode_row
+from datafetch.output.formats.pickle_form import (
+    BATCH_SEPARATOR,
+    FRAME_HEADER_BYTES,
+    LIST_END,
+    MAX_FRAME_BYTES,
+    PREAMBLE,
+    encode_row,
+)
 from datafetch.output.formats.plain_pickle import load_row, load_whole
 
 # A row can be larger than its third-party file, where values that are the same object are stored once.
 _SPARE_ROW_BYTES = 64 * 1024 * 1024
 _CHUNK_BYTES = 1 << 20
+_SHARD_START = PREAMBLE + pickle.MARK + pickle.FRAME
 _MAX_COUNT_BYTES = 100
 
 
@@ -44,9 +52,9 @@ def read_frames(path: Path) -> Iterator[bytes]:
     Raises:
         ManifestError: The file is not a pickled list of dicts, or is truncated.
     """
-    with path.open("rb", buffering=1 << 20) as file:
+    with path.open("rb", buffering=0) as file:
         if _is_datafetch_shard(file):
-            yield from _frames(path, file)
+            yield from (_read(file, frame) for frame in _find_frames(path, file))
             return
     yield from _third_party_frames(path)
 
@@ -57,20 +65,16 @@ def stream_frames(path: Path) -> Iterator[Iterable[bytes]]:
     Raises:
         ManifestError: The file was not written by ``PickleShardWriter``, or is truncated.
     """
-    with path.open("rb", buffering=1 << 20) as file:
+    with path.open("rb", buffering=0) as file:
         if not _is_datafetch_shard(file):
             raise ManifestError(f"{path} is no longer a shard written by datafetch; {STARTS_OVER}")
-        size = os.fstat(file.fileno()).st_size
-        while header := _next_header(path, file, size):
-            end = file.tell() + int.from_bytes(header[1:], "little")
-            yield _chunks(header, file, end)
-            file.seek(end)
+        for frame in _find_frames(path, file):
+            yield _chunks(file, frame)
 
 
-def _chunks(header: bytes, file: BinaryIO, end: int) -> Iterator[bytes]:
-    yield header
-    while chunk := file.read(min(_CHUNK_BYTES, end - file.tell())):
-        yield chunk
+def _chunks(file: BinaryIO, frame: range) -> Iterator[bytes]:
+    for start in frame[::_CHUNK_BYTES]:
+        yield _read(file, range(start, min(start + _CHUNK_BYTES, frame.stop)))
 
 
 def frame_sizes(path: Path) -> Iterator[int]:
@@ -81,7 +85,7 @@ def frame_sizes(path: Path) -> Iterator[int]:
     """
     with path.open("rb", buffering=0) as file:
         if _is_datafetch_shard(file):
-            yield from _sizes(path, file)
+            yield from map(len, _find_frames(path, file))
             return
     for frame in _third_party_frames(path):
         yield len(frame)
@@ -94,9 +98,7 @@ def read_frame(path: Path, offset: int) -> bytes:
         ManifestError: There is no frame.
     """
     with open_regular(path) as file:
-        file.seek(offset)
-        header = _next_header(path, file, os.fstat(file.fileno()).st_size)
-        return header + file.read(int.from_bytes(header[1:], "little"))
+        return _read(file, _find_frame(path, file, offset, os.fstat(file.fileno()).st_size))
 
 
 def decode_row(frame: bytes) -> dict[str, Any]:
@@ -164,42 +166,44 @@ def _load_whole(path: Path) -> list[dict[str, Any]]:
 
 
 def _is_datafetch_shard(file: BinaryIO) -> bool:
-    """Whether a file was written by ``PickleShardWriter``; if so, it is left at the first frame."""
-    start = file.read(len(PREAMBLE) + 2)
-    is_datafetch_shard = start == PREAMBLE + pickle.MARK + pickle.FRAME
-    if is_datafetch_shard:
-        file.seek(len(PREAMBLE) + len(pickle.MARK))
-    return is_datafetch_shard
+    """Whether a file was written by ``PickleShardWriter``."""
+    return os.pread(file.fileno(), len(_SHARD_START), 0) == _SHARD_START
 
 
-def _frames(path: Path, file: BinaryIO) -> Iterator[bytes]:
+def _find_frames(path: Path, file: BinaryIO) -> Iterator[range]:
+    """Where the frames of a shard written by datafetch are, as offsets of their bytes."""
     size = os.fstat(file.fileno()).st_size
-    while header := _next_header(path, file, size):
-        frame = header + file.read(int.from_bytes(header[1:], "little"))
+    offset = len(_SHARD_START) - len(pickle.FRAME)
+    while frame := _find_frame(path, file, offset, size):
         yield frame
+        offset = frame.stop
 
 
-def _sizes(path: Path, file: BinaryIO) -> Iterator[int]:
-    size = os.fstat(file.fileno()).st_size
-    while header := _next_header(path, file, size):
-        body_bytes = int.from_bytes(header[1:], "little")
-        file.seek(body_bytes, os.SEEK_CUR)
-        yield FRAME_HEADER_BYTES + body_bytes
+def _find_frame(path: Path, file: BinaryIO, offset: int, size: int) -> range:
+    """Find the next frame by its header, checking that it is in the file; empty at the end of the list.
 
-
-def _next_header(path: Path, file: BinaryIO, size: int) -> bytes:
-    """Read the header of the next frame, checking that the frame is in the file; empty at the end of the list."""
-    position = file.tell()
-    head = file.read(FRAME_HEADER_BYTES)
-    if head.startswith(pickle.APPENDS + pickle.MARK):
-        file.seek(position + 2)
-        position += 2
-        head = file.read(FRAME_HEADER_BYTES)
-    elif head == pickle.APPENDS + pickle.STOP:
-        return b""
-    frame_bytes = FRAME_HEADER_BYTES + int.from_bytes(head[1:], "little")
-    if not head.startswith(pickle.FRAME) or frame_bytes > size - position:
-        raise ManifestError(f"{path} is damaged or cut short at byte {position}")
+    Only what is needed is read, without a buffer: rows are large.
+    """
+    head = os.pread(file.fileno(), len(BATCH_SEPARATOR) + FRAME_HEADER_BYTES, offset)
+    if head == LIST_END:
+        return range(0)
+    if head.startswith(BATCH_SEPARATOR):
+        offset += len(BATCH_SEPARATOR)
+        head = head[len(BATCH_SEPARATOR) :]
+    frame_bytes = FRAME_HEADER_BYTES + int.from_bytes(head[1:FRAME_HEADER_BYTES], "little")
+    if not head.startswith(pickle.FRAME) or frame_bytes > size - offset:
+        raise ManifestError(f"{path} is damaged or cut short at byte {offset}")
     if frame_bytes > MAX_FRAME_BYTES:
         raise ManifestError(f"{path} has a row of {frame_bytes:,} bytes; the limit is {MAX_FRAME_BYTES:,}")
-    return head
+    return range(offset, offset + frame_bytes)
+
+
+def _read(file: BinaryIO, span: range) -> bytes:
+    """Read some bytes of a file, of which a call of the system returns 2 GiB at most; fewer where the file ends."""
+    content = os.pread(file.fileno(), len(span), span.start)
+    while left := span[len(content) :]:
+        more = os.pread(file.fileno(), len(left), left.start)
+        if not more:
+            break
+        content += more
+    return content

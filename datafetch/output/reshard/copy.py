@@ -1,6 +1,6 @@
 """Copy the rows of pickle shards into new shards, in a different order, without ever holding a shard in memory.
 
-Rules: the sources are never changed. Memory holds 20 bytes per row and one buffer of rows.
+Rules: the sources are never changed. Memory holds 20 bytes per row and two buffers of rows.
 
 Theory of operation: the caller gives each row of each source its position among all rows of the new set; a row with a
 negative position is left out. The sources are read twice, from the first to the last:
@@ -8,8 +8,10 @@ negative position is left out. The sources are read twice, from the first to the
 1. *Measure*: the lengths of all frames are read. They determine the sizes of the new shards, and with them the file and
    offset of every row (``ReshardWriter``).
 2. *Copy*: each row is written directly to its offset, whatever has been written around it. Rows are buffered and
-   written shard by shard, so that a file is not opened for each row.
-3. *Check*: the new shards are read back and compared with the measured lengths.
+   written shard by shard, so that a file is not opened for each row. While a thread writes one buffer, the next one is
+   read and its rows are decoded, which takes as long.
+3. *Check*: the new shards are read back and compared with the measured lengths, several at a time, while they are
+   brought to disk.
 
 All of this happens in the folder ``resharding``, which the trainer does not see, until ``swap.mark_complete`` renames
 it. A journal records how many sources are copied and on disk. After an interruption, the work resumes with the first
@@ -25,6 +27,7 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -46,7 +49,8 @@ from datafetch.store.atomic import write_atomically
 from datafetch.store.layout import OutputLayout
 from datafetch.store.state_file import read_if_sound
 
-_BUFFER_BYTES = 32 << 20  # rows for half the shards of a large set, so that few files are opened for one row
+_BUFFER_BYTES = 16 << 20  # rows for a quarter of the shards of a large set, so that few files are opened for one row
+_CHECKING_THREADS = 4  # the interpreter's lock is free while a file is read and its checksum is computed
 _ROWS_PER_REPORT = 10_000  # between two reports while rows are measured
 
 
@@ -122,7 +126,7 @@ def reshard_rows(
         _refuse_full_disk(layout, writer)
         writer.write_opcodes_and_counts()
         _copy(sources, writer, journal, monitor)
-        checksums = _check(writer, journal, monitor)
+        checksums = _check_and_sync(writer, journal, monitor, sources=len(sources))
         record = ReshardRecord(
             **plan.identity_fields(),
             files=writer.files(),
@@ -208,22 +212,39 @@ def _copy(sources: Sequence[Source], writer: ReshardWriter, journal: Journal, mo
     rows = sum(source.copied_rows for source in sources[: journal.done])
     copied_bytes = 0
     journal_time_s = time.monotonic()
-    for number, source in enumerate(sources[journal.done :], journal.done):
-        for frames, positions in _buffers(source):
-            if not writer.have_lengths(positions, frames):
+    with _threads(1) as thread:
+        writing = thread.submit(lambda: None)
+        for number, source in enumerate(sources[journal.done :], journal.done):
+            for frames, positions in _buffers(source):
+                if not writer.have_lengths(positions, frames):
+                    raise _changed(source)
+                writing.result()  # so there are two buffers at most: one that is written, and one that is filled
+                writing = thread.submit(writer.write, frames, positions)
+                rows += len(frames)
+                copied_bytes += sum(map(len, frames))
+                monitor.report(ReshardProgress(ReshardStage.COPY, rows, writer.rows, copied_bytes))
+            if fingerprint(source.path) != journal.made_of["sources"][number]:
                 raise _changed(source)
-            writer.write(frames, positions)
-            rows += len(frames)
-            copied_bytes += sum(map(len, frames))
-            monitor.report(ReshardProgress(ReshardStage.COPY, rows, writer.rows, copied_bytes))
-        if fingerprint(source.path) != journal.made_of["sources"][number]:
-            raise _changed(source)
-        if time.monotonic() - journal_time_s >= monitor.journal_interval_s:
-            writer.sync()
-            journal.record(number + 1)
-            journal_time_s = time.monotonic()
+            if time.monotonic() - journal_time_s >= monitor.journal_interval_s:
+                writing.result()
+                _sync(writer, journal, number + 1)
+                journal_time_s = time.monotonic()
+        writing.result()
+
+
+def _sync(writer: ReshardWriter, journal: Journal, done: int) -> None:
     writer.sync()
-    journal.record(len(sources))
+    journal.record(done)
+
+
+@contextmanager
+def _threads(number: int) -> Iterator[ThreadPoolExecutor]:
+    """Threads that have ended when the context does; an error drops what they have not begun."""
+    threads = ThreadPoolExecutor(number)
+    try:
+        yield threads
+    finally:
+        threads.shutdown(cancel_futures=True)
 
 
 def _changed(source: Source) -> ManifestError:
@@ -252,21 +273,30 @@ def _buffers(source: Source) -> Iterator[tuple[list[bytes], Int64s]]:
         yield frames, positions[first:]
 
 
-def _check(writer: ReshardWriter, journal: Journal, monitor: ProgressMonitor) -> dict[str, int]:
+def _check_and_sync(
+    writer: ReshardWriter, journal: Journal, monitor: ProgressMonitor, *, sources: int
+) -> dict[str, int]:
     """Read the new shards back, check that they are as planned, and return their checksums by name.
 
+    They are on disk when this returns, and the journal says that all sources are copied.
+
     Raises:
-        ResourceError: One is not; the journal is reset, so that all rows are copied again.
+        ResourceError: One is not as planned; the journal is reset, so that all rows are copied again.
     """
     rows = 0
     checksums = {}
-    for shard in range(len(writer)):
-        if not writer.is_correct(shard):
-            journal.record(0)
-            raise ResourceError(
-                f"{writer.folder} does not hold what was written to it; check the disk, and run the same command again"
-            )
-        rows += writer.rows_of(shard)
-        checksums[writer.name_of(shard)] = writer.checksum(shard)
-        monitor.report(ReshardProgress(ReshardStage.CHECK, rows, writer.rows))
+    with _threads(1 + _CHECKING_THREADS) as threads:
+        syncing = threads.submit(_sync, writer, journal, sources)
+        for shard, checksum in enumerate(threads.map(writer.checksum, range(len(writer)))):
+            if not writer.is_correct(shard):
+                syncing.result()
+                journal.record(0)
+                raise ResourceError(
+                    f"{writer.folder} does not hold what was written to it; check the disk, and run the same command "
+                    "again"
+                )
+            rows += writer.rows_of(shard)
+            checksums[writer.name_of(shard)] = checksum
+            monitor.report(ReshardProgress(ReshardStage.CHECK, rows, writer.rows))
+        syncing.result()
     return checksums

@@ -23,9 +23,6 @@ from PIL import Image
 from datafetch.errors import ConfigurationError
 from datafetch.transcode.image.resize import Box, Size
 
-RESIZER = "cykooz-resizer 4"
-"""What computes the pixels, as a job's identity names it; it changes if and only if the bytes change."""
-
 _LIBRARY = "cykooz_resizer"
 _MAX_PILLOW_MAJOR = 13
 _KNOWN_SIZE, _KNOWN_TARGET, _KNOWN_BOX = (61, 47), (23, 17), (0.0, 0.0, 60.5, 46.25)

@@ -34,15 +34,15 @@ import struct
 import traceback
 import warnings
 from contextlib import suppress
+from dataclasses import replace
 from typing import NoReturn
 
 from datafetch.errors import is_exhaustion
 from datafetch.process.allocator import without_blas_threads
 from datafetch.process.child import end_with_parent
-from datafetch.transcode.pool.protocol import U32, Startup
+from datafetch.transcode.pool.protocol import U32, Codec, Startup
 from datafetch.transcode.pool.shared_buffer import SharedBuffer
 from datafetch.transcode.pool.worker import OUT_OF_MEMORY_STATUS, Worker
-from datafetch.transcode.spec import ImageSpec
 
 COMMAND = struct.Struct("<cI")
 FORK, KILL = b"F", b"K"
@@ -69,7 +69,7 @@ def main() -> None:
         except (EOFError, ConnectionError):  # the parent is gone already
             return
         _die_with(startup.parent_pid)
-        _prepare_codec(startup.spec)
+        startup = replace(startup, codec=_load_codec(startup))
         gc.freeze()  # keeps the pages of what is loaded now shared between all workers
         server = ForkServer(control, startup)
         try:
@@ -213,15 +213,16 @@ def _die_with(parent_pid: int) -> None:
         os._exit(1)
 
 
-def _prepare_codec(spec: ImageSpec) -> None:
-    """Load and set up what all workers need."""
+def _load_codec(startup: Startup) -> Codec:
+    """Load and set up what all workers need, and return what they do with a body."""
     # A parent that imports this module stays free of Pillow.
     from PIL import AvifImagePlugin, Image  # noqa: PLC0415
 
+    from datafetch.transcode.codec import transcode  # noqa: PLC0415
     from datafetch.transcode.image.shrink import load_resizer  # noqa: PLC0415
     from datafetch.transcode.image.turbo_jpeg import gives_pillows_pixels  # noqa: PLC0415
 
-    load_resizer(spec)  # here, since workers can't read files
+    load_resizer(startup.spec)  # here, since workers can't read files
     Image.MAX_IMAGE_PIXELS = None  # the spec has its own limit, which is checked from the header
     AvifImagePlugin.DEFAULT_MAX_THREADS = 1  # there is a process for each core already
     Image.init()
@@ -231,6 +232,7 @@ def _prepare_codec(spec: ImageSpec) -> None:
     gives_pillows_pixels()  # here, and not in each worker
     for name in os.environ.keys() - kept:
         del os.environ[name]
+    return startup.codec or transcode
 
 
 def _receive_exactly(control: socket.socket, length: int) -> bytes:

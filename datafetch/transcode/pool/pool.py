@@ -34,8 +34,6 @@ from typing import Self
 from datafetch.errors import ResourceError
 from datafetch.model.outcome import Body, Failure, FailureKind, Fetched, Outcome
 from datafetch.model.untrusted import short_repr
-from datafetch.transcode.codec import transcode
-from datafetch.transcode.image.shrink import load_resizer
 from datafetch.transcode.pool.protocol import Codec
 from datafetch.transcode.pool.quarantine import Quarantine
 from datafetch.transcode.pool.sandbox import missing_protections
@@ -75,7 +73,8 @@ class Transcoder:
     Args:
         spec: What an image becomes.
         processes: How many codec processes; None takes one for each CPU this process may use.
-        codec: What to do with a body; a module-level function, because it is sent to the processes.
+        codec: What to do with a body; a module-level function, because it is sent to the processes. None is
+            ``codec.transcode``, which loads Pillow and is imported there alone.
         quarantine: Folder for bodies that crashed a process, at most 100 and 256 MiB in all; None keeps none.
         is_sandboxed: Whether the processes have no access to files and the network (docs/design.md, decision 9). Only
             a custom codec that needs them has a reason to turn this off.
@@ -86,7 +85,7 @@ class Transcoder:
         spec: ImageSpec | None = None,
         *,
         processes: int | None = None,
-        codec: Codec = transcode,
+        codec: Codec | None = None,
         quarantine: Path | None = None,
         is_sandboxed: bool = True,
     ) -> None:
@@ -106,6 +105,8 @@ class Transcoder:
 
     async def __aenter__(self) -> Self:
         if self._spec.shrinks_fast:
+            from datafetch.transcode.image.shrink import load_resizer  # noqa: PLC0415 - it loads Pillow
+
             await asyncio.to_thread(load_resizer, self._spec)
         if self._is_sandboxed and (missing := missing_protections()):
             _log.info("a decoder that a malicious image takes over could still reach: %s", "; ".join(missing))

@@ -37,13 +37,13 @@ class Startup:
     """What the fork server is told before it forks its first worker, as a pickle.
 
     Attributes:
-        codec: What workers do with a body.
+        codec: What workers do with a body; None is ``codec.transcode``.
         spec: What an image becomes.
         parent_pid: The process that started the fork server.
         is_sandboxed: Whether workers enter the sandbox before their first body.
     """
 
-    codec: Codec
+    codec: Codec | None
     spec: ImageSpec
     parent_pid: int
     is_sandboxed: bool

@@ -105,12 +105,12 @@ class Spawner:
     """Starts the workers of one pool.
 
     Args:
-        codec: What workers do with a body; a module-level function, because it is sent to them.
+        codec: What workers do with a body; a module-level function, because it is sent to them, or None.
         spec: What an image becomes.
         is_sandboxed: Whether workers enter the sandbox.
     """
 
-    def __init__(self, codec: Codec, spec: ImageSpec, *, is_sandboxed: bool) -> None:
+    def __init__(self, codec: Codec | None, spec: ImageSpec, *, is_sandboxed: bool) -> None:
         self._codec = codec
         self._spec = spec
         self._is_sandboxed = is_sandboxed

@@ -50,6 +50,7 @@ class Worker:
     def __init__(self, channel: socket.socket, buffers: Sequence[SharedBuffer], startup: Startup) -> None:
         self._channel = channel
         self._buffers = buffers
+        assert startup.codec is not None, "the fork server has loaded it"
         self._codec = startup.codec
         self._spec = startup.spec
         self._is_sandboxed = startup.is_sandboxed

@@ -120,8 +120,7 @@ class ResponseProtocol(asyncio.Protocol):
         self._start_body_if_head_is_complete(parser)
         if self.body is not None:
             self.body.feed(content)
-            if parser.is_complete:
-                self._finish_body()
+            self._finish_body_if_complete(parser)
 
     def eof_received(self) -> None:
         """The server will send no more; ``connection_lost`` follows."""
@@ -172,6 +171,10 @@ class ResponseProtocol(asyncio.Protocol):
         self.body = ReceivedBody(self._loop, self._pause_reading, self._resume_reading)
         if self._head is not None and not self._head.done():
             self._head.set_result(head)
+
+    def _finish_body_if_complete(self, parser: ResponseParser) -> None:
+        if parser.is_complete:
+            self._finish_body()
 
     def _finish_body(self) -> None:
         self._cancel_stall_timer()

@@ -14,7 +14,7 @@ from aiohttp import ClientError
 from test_response_parser import answer_of
 
 from datafetch.demo.behaviours import BEHAVIOURS
-from datafetch.fetch import FetchPolicy, connection
+from datafetch.fetch import FetchPolicy, received_body
 from datafetch.fetch.connection import Endpoint, ResponseProtocol
 from datafetch.fetch.connections import Connections
 from datafetch.fetch.dns.address_guard import AddressGuard
@@ -77,7 +77,9 @@ async def _take(protocol: ResponseProtocol) -> tuple[object, object]:
         return type(error), None
     assert protocol.body is not None
     try:
-        return head, await protocol.body.read()
+        while not protocol.body.is_complete:
+            await protocol.body.wait(protocol.body.size_bytes)
+        return head, protocol.body.content()
     except (ClientError, OSError, ProtocolError, FramingTooLargeError) as error:
         return head, type(error)
 
@@ -92,13 +94,13 @@ def _cuts(data: bytes) -> Iterator[Sequence[bytes]]:
         yield [data[:position], data[position:]] if position else [data]
 
 
-@pytest.mark.parametrize("buffer_bytes", [connection._READ_BUFFER_BYTES, 16], ids=["at once", "with pauses"])
+@pytest.mark.parametrize("buffer_bytes", [received_body._MAX_BYTES_BEYOND_ROOM, 32], ids=["at once", "with pauses"])
 @pytest.mark.parametrize("name", sorted(name for name, row in BEHAVIOURS.items() if not row.waits))
 async def test_how_a_response_is_cut_makes_no_difference_to_its_reader(
     monkeypatch: pytest.MonkeyPatch, name: str, buffer_bytes: int
 ) -> None:
     """Head, body or error, and whether the connection can be kept, also where its reader is slower than the network."""
-    monkeypatch.setattr(connection, "_READ_BUFFER_BYTES", buffer_bytes)
+    monkeypatch.setattr(received_body, "_MAX_BYTES_BEYOND_ROOM", buffer_bytes)
     data, _ = await asyncio.to_thread(answer_of, name)
     whole = await _outcome([data])
     for pieces in _cuts(data):

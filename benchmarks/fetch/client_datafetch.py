@@ -11,10 +11,13 @@ from benchmarks.fetch.subprocess_client import Stopwatch, Tally, Workload, clien
 from datafetch.engine.pipeline import TASKS_PER_CONNECTION
 from datafetch.fetch import Fetcher, Limiter
 from datafetch.model.outcome import OK, Body
+from datafetch.process.allocator import collect_garbage_rarely, return_freed_memory
 
 
 def main() -> None:
-    """Fetch the workload under uvloop, as a job would."""
+    """Fetch the workload under uvloop, with the settings of the command."""
+    return_freed_memory()
+    collect_garbage_rarely()
     client_main(_fetch_all)
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from types import TracebackType
 
-from aiohttp import ClientOSError, ServerDisconnectedError, StreamReader
+from aiohttp import ClientOSError, ServerDisconnectedError
 from multidict import CIMultiDictProxy
 from yarl import URL
 
@@ -19,6 +19,7 @@ from datafetch.fetch.connection import Connection, Endpoint
 from datafetch.fetch.connections import Connections
 from datafetch.fetch.hop import Hop
 from datafetch.fetch.policy import FetchPolicy
+from datafetch.fetch.received_body import ReceivedBody
 from datafetch.fetch.request_writer import RequestWriter
 from datafetch.fetch.response_head import ProtocolError
 
@@ -32,14 +33,14 @@ class Response:
         status: The HTTP status.
         headers: The header fields that the fetcher looks at.
         content_length: Size of the body in bytes, where the server gives it.
-        body: Yields the body's bytes as they arrive.
+        body: Collects the body's bytes as they arrive.
     """
 
     url: URL
     status: int
     headers: CIMultiDictProxy[str]
     content_length: int | None
-    body: StreamReader
+    body: ReceivedBody
 
 
 class Client:

@@ -1,7 +1,7 @@
 """One connection, and the responses that arrive over it one after another.
 
 Theory of operation. A connection is idle, or a response is expected on it. ``expect_response`` leaves the idle state
-just before a request is written; ``read_head`` waits for the head; ``body`` then yields the bytes. The connection is
+just before a request is written; ``read_head`` waits for the head; ``body`` then collects the bytes. The connection is
 reusable once the response is complete, and broken by any error and by any byte that arrives while nothing is expected.
 A timer ends the response with TimeoutError when the server is silent for too long. It does not run while this side has
 paused reading, since the silence is then our own.
@@ -17,30 +17,28 @@ import select
 from dataclasses import dataclass
 from typing import cast
 
-from aiohttp import ClientOSError, ClientPayloadError, ServerDisconnectedError, StreamReader
-from aiohttp.base_protocol import BaseProtocol
+from aiohttp import ClientOSError, ClientPayloadError, ServerDisconnectedError
 from yarl import URL
 
 from datafetch.fetch.receive_rate import Transfer
+from datafetch.fetch.received_body import ReceivedBody
 from datafetch.fetch.response_body import FramingTooLargeError, IncompleteBodyError
 from datafetch.fetch.response_head import ProtocolError, ResponseHead
 from datafetch.fetch.response_parser import ResponseParser
 from datafetch.model.outcome import Permission
-
-_READ_BUFFER_BYTES = 128 * 1024  # reading pauses at twice that: most photographs fit, and a thousand stay affordable
 
 
 class ResponseProtocol(asyncio.Protocol):
     """Receives the responses of one connection.
 
     Attributes:
-        body: Yields the body of the current response; None until its head has arrived.
+        body: The body of the current response; None until its head has arrived.
         transport: The transport that requests are written to; None once the connection has ended.
         closed: Is done once the connection has ended.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self.body: StreamReader | None = None
+        self.body: ReceivedBody | None = None
         self.transport: asyncio.Transport | None = None
         self.closed = loop.create_future()
         self._loop = loop
@@ -49,15 +47,10 @@ class ResponseProtocol(asyncio.Protocol):
         self._head: asyncio.Future[ResponseHead] | None = None
         self._transfer: Transfer | None = None
         self._is_broken = False
-        self._reading_paused = False  # StreamReader reads this attribute
+        self._is_reading_paused = False
         self._stall_timeout_s = 0.0
         self._last_received_s = 0.0
         self._timer: asyncio.TimerHandle | None = None
-
-    @property
-    def connected(self) -> bool:
-        """Whether the connection is open; StreamReader reads this."""
-        return self.transport is not None
 
     @property
     def is_reusable(self) -> bool:
@@ -126,7 +119,7 @@ class ResponseProtocol(asyncio.Protocol):
             return
         self._start_body_if_head_is_complete(parser)
         if self.body is not None:
-            self.body.feed_data(content)
+            self.body.feed(content)
             self._finish_body_if_complete(parser)
 
     def eof_received(self) -> None:
@@ -154,19 +147,17 @@ class ResponseProtocol(asyncio.Protocol):
         if not self.closed.done():
             self.closed.set_result(None)
 
-    def pause_reading(self) -> None:
-        """Stop reading from the socket, so that flow control holds the server back; StreamReader calls this."""
-        if not self._reading_paused:
-            self._reading_paused = True
+    def _pause_reading(self) -> None:
+        """Stop reading from the socket, so that flow control holds the server back."""
+        if not self._is_reading_paused:
+            self._is_reading_paused = True
             self._cancel_stall_timer()  # the silence that follows is our own
             if self._socket is not None and not self._socket.is_closing():
                 self._socket.pause_reading()
 
-    def resume_reading(self, *, resume_parser: bool = True) -> None:
-        """Resume reading; StreamReader calls this."""
-        del resume_parser  # the parser holds nothing back
-        if self._reading_paused:
-            self._reading_paused = False
+    def _resume_reading(self) -> None:
+        if self._is_reading_paused:
+            self._is_reading_paused = False
             if self._socket is not None and not self._socket.is_closing():
                 self._socket.resume_reading()
                 self._last_received_s = self._loop.time()
@@ -177,7 +168,7 @@ class ResponseProtocol(asyncio.Protocol):
         head = parser.head
         if self.body is not None or head is None:
             return
-        self.body = StreamReader(cast("BaseProtocol", self), _READ_BUFFER_BYTES, loop=self._loop)
+        self.body = ReceivedBody(self._loop, self._pause_reading, self._resume_reading)
         if self._head is not None and not self._head.done():
             self._head.set_result(head)
 
@@ -188,15 +179,14 @@ class ResponseProtocol(asyncio.Protocol):
     def _finish_body(self) -> None:
         self._cancel_stall_timer()
         if self.body is not None:
-            self.body.feed_eof()
+            self.body.finish()
 
     def _fail(self, error: BaseException) -> None:
         """End the response with an error. Only the first error counts, because later ones follow from it."""
         self._is_broken = True
         self._cancel_stall_timer()
         if self.body is not None:
-            if self.body.exception() is None:
-                self.body.set_exception(error)
+            self.body.fail(error)
         elif self._head is not None and not self._head.done():
             self._head.set_exception(error)
             self._head.exception()  # marks it as retrieved, for the task that waited may have been cancelled

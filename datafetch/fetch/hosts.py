@@ -39,7 +39,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import count, islice
 from types import TracebackType
-from typing import Self
+from typing import NamedTuple, Self
 
 from datafetch.model.wording import counted
 
@@ -84,13 +84,15 @@ class HostStatistics:
     down: int
 
 
-@dataclass(order=True, slots=True)
-class _Waiter:
-    """A request that waits for a slot; the lowest priority number goes first, then the lowest serial."""
+class _Waiter(NamedTuple):
+    """A request that waits for a slot; the lowest priority number goes first, then the lowest serial.
+
+    It is a tuple because a heap compares its elements often, and tuples compare in C; no two have the same serial.
+    """
 
     priority: int
     serial: int
-    granted: asyncio.Future[None] = field(compare=False)
+    granted: asyncio.Future[None]
 
 
 @dataclass(slots=True, eq=False)

@@ -42,7 +42,7 @@ class Limiter:
         return self._waiting
 
     async def __aenter__(self) -> None:
-        if self._open < self._capacity() and not self._queue:
+        if not self._queue and self._open < self._capacity():
             self._take()
             return
         granted = asyncio.get_running_loop().create_future()

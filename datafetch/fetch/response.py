@@ -10,7 +10,6 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from http import HTTPStatus
-from io import BytesIO
 
 from datafetch.fetch.client import Response
 from datafetch.fetch.content_encoding import BodyTooLargeError, decode
@@ -93,23 +92,26 @@ class BodyReader:
         return None
 
     async def _read_body(self, response: Response, hop: Hop, limit_bytes: int) -> bytes:
-        reader, memory, deadline = response.body, hop.memory, hop.deadline
+        body, memory, deadline = response.body, hop.memory, hop.deadline
         expected_bytes = limit_bytes if response.content_length is None else min(response.content_length, limit_bytes)
-        buffer = BytesIO()  # grows in place and yields its bytes without a copy; joining chunks would hold them twice
-        received_bytes = 0
-        while not reader.at_eof():
-            if hop.transfer is not None and hop.transfer.owes:
-                await deadline.paused(hop.transfer.pay())
-            if received_bytes >= memory.held_bytes:
-                size_bytes = min(max(2 * received_bytes, _INITIAL_RESERVATION_BYTES), expected_bytes)
-                await _reserve(size_bytes, memory, deadline)
-            chunk = await reader.readany()
-            received_bytes += len(chunk)
-            self._count(len(chunk))
-            if received_bytes > limit_bytes:
-                raise BodyTooLargeError(f"over {limit_bytes:,} bytes")
-            buffer.write(chunk)
-        content = buffer.getvalue()
+        counted_bytes = 0
+        try:
+            while body.size_bytes <= limit_bytes and not body.is_complete:
+                if hop.transfer is not None and hop.transfer.owes:
+                    await deadline.paused(hop.transfer.pay())
+                if body.size_bytes >= memory.held_bytes:
+                    size_bytes = min(max(2 * body.size_bytes, _INITIAL_RESERVATION_BYTES), expected_bytes)
+                    await _reserve(size_bytes, memory, deadline)
+                # Where there is a cap, whatever arrives may have to be paid for before more of it does.
+                await body.wait(memory.held_bytes if hop.transfer is None else body.size_bytes)
+                self._count(body.size_bytes - counted_bytes)
+                counted_bytes = body.size_bytes
+        finally:
+            self._count(body.size_bytes - counted_bytes)
+        if body.size_bytes > limit_bytes:
+            raise BodyTooLargeError(f"over {limit_bytes:,} bytes")
+        await _reserve(body.size_bytes, memory, deadline)  # it may have arrived together with its head
+        received_bytes, content = body.size_bytes, body.content()
         codings = content_codings(response.headers)
         if codings:
             await _reserve(len(content) + limit_bytes, memory, deadline)

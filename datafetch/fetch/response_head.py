@@ -8,7 +8,7 @@ one way is refused.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
 from multidict import CIMultiDict, CIMultiDictProxy
@@ -34,7 +34,6 @@ _STRICT_FIELD = re.compile(rb"\n(" + b"|".join(sorted(_HEADERS)) + rb"):[ \t]*([
 _LENGTH = re.compile(r"\+?([0-9]+)(?:\.[0-9]*)?")
 _FIRST_STATUS = 100
 _WITHOUT_BODY = (204, 304)
-_NO_OPTIONS: frozenset[str] = frozenset()
 
 
 class ProtocolError(ValueError):
@@ -99,20 +98,20 @@ def _head_of(status: int, headers: CIMultiDict[str], *, is_1_1: bool, is_conform
     Raises:
         ProtocolError: It has two different lengths.
     """
-    coding_fields = headers.getall("Transfer-Encoding", None)
-    codings = ",".join(coding_fields) if coding_fields else ""
-    is_chunked = bool(codings) and "chunked" in [coding.strip().lower() for coding in codings.split(",")]
     length, is_unambiguous = _content_length(headers)
-    # RFC 9112, 6.1: HTTP/1.0 has no transfer codings, and a body whose coding is not "chunked" has no defined end.
-    is_unambiguous = is_unambiguous and (
-        coding_fields is None or (codings.lower() == "chunked" and codings.isascii() and is_1_1)
-    )
+    is_chunked = False
+    if coding_fields := headers.getall("Transfer-Encoding", None):
+        codings = ",".join(coding_fields)
+        is_chunked = "chunked" in [coding.strip().lower() for coding in codings.split(",")]
+        # RFC 9112, 6.1: HTTP/1.0 has no transfer codings, and a body whose coding is not "chunked" has no defined end.
+        is_unambiguous = is_unambiguous and codings.lower() == "chunked" and codings.isascii() and is_1_1
     if is_chunked or status in _WITHOUT_BODY:
         is_unambiguous = is_unambiguous and length is None
         length = None if is_chunked else 0
-    options = _NO_OPTIONS
-    if connection := ",".join(headers.getall("Connection", ())):
-        options = frozenset(option.strip().lower() for option in connection.split(","))
+    options: Collection[str] = ()
+    if connection_fields := headers.getall("Connection", None):
+        connection = ",".join(connection_fields)
+        options = [option.strip() for option in connection.lower().split(",")]
         is_unambiguous = is_unambiguous and connection.isascii()
     keeps_alive = is_conformant and is_unambiguous and "close" not in options and (is_1_1 or "keep-alive" in options)
     return ResponseHead(status, CIMultiDictProxy(headers), length, is_chunked, keeps_alive)

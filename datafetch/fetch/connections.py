@@ -120,6 +120,7 @@ class Connections:
         if self._is_closed or not connection.protocol.is_reusable:
             connection.drop()
             return
+        connection.protocol.forget_response()  # an idle connection must not keep a body, which no budget counts
         self._idle[connection] = self._loop.time()
         self._idle_at.setdefault(connection.endpoint, []).append(connection)
         if len(self._idle) > _MAX_IDLE:

@@ -239,7 +239,7 @@ def without_coverage(monkeypatch: pytest.MonkeyPatch) -> None:
 def _commands_in_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let commands that the test calls with ``main()`` transcode and commit in threads, as in_process.py says why."""
     for function in (datafetch.run, datafetch.retry):
-        monkeypatch.setitem(function.__kwdefaults__, "backends", THREADS)
+        monkeypatch.setattr(function, "__kwdefaults__", {**(function.__kwdefaults__ or {}), "backends": THREADS})
 
 
 async def until(is_so: Callable[[], bool]) -> None:

@@ -100,13 +100,13 @@ def test_rows_may_hold_bytes(job: Job, pictures: Pictures) -> None:
 
 
 def test_a_perfect_server_and_a_thousand_connections(tmp_path: Path) -> None:
-    """4,000 images through 1,024 connections: none fails, and all rows are in manifest order."""
+    """1,500 images through 1,024 connections: none fails, and all rows are in manifest order."""
     folder = tmp_path / "small"
     folder.mkdir()
     for number in range(50):
         (folder / f"{number}.jpg").write_bytes(saved(paint((48, 36), number), "JPEG"))
     with Origin(folder) as origin:
-        urls = [origin.url("well", f"{number % 50}.jpg", number) for number in range(4000)]
+        urls = [origin.url("well", f"{number % 50}.jpg", number) for number in range(1500)]
         source = write_coyo_source(tmp_path / "source", urls, files=2)
         job = Job(
             dataset="coyo",
@@ -119,8 +119,8 @@ def test_a_perfect_server_and_a_thousand_connections(tmp_path: Path) -> None:
         )
         report = datafetch.run(job)
         requests = origin.requests()
-    assert report.totals.outcomes == {"ok": 4000}
-    assert report.requests == 4000
+    assert report.totals.outcomes == {"ok": 1500}
+    assert report.requests == 1500
     assert set(requests.values()) == {1}
     assert [row["id"] for row in read_rows(job)] == list(source.urls)
 

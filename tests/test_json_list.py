@@ -195,10 +195,15 @@ def test_a_record_that_would_be_gigabytes_of_objects_is_refused(tmp_path: Path) 
         list(RecordReader(path))
 
 
-def test_more_records_than_a_file_of_its_size_can_have_are_refused(tmp_path: Path) -> None:
+def test_more_records_than_a_file_of_its_size_can_have_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The caller holds a few bytes for each."""
+    monkeypatch.setattr("datafetch.datasets.readers.json_list._MAX_RECORDS", 1 << 16)
     path = tmp_path / "list.json"
-    path.write_text("[" + "1," * (1 << 20) + "1]")
+    path.write_text("[" + "1," * ((1 << 16) - 1) + "1]")
+    assert sum(1 for _ in RecordReader(path)) == 1 << 16
+    path.write_text("[" + "1," * (1 << 16) + "1]")
     with pytest.raises(ManifestError, match="has more records than a file of its size can have"):
         sum(1 for _ in RecordReader(path))
 

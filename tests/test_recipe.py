@@ -3,7 +3,7 @@
 import json
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from datafetch.engine.recipe import plan_recipe
 from datafetch.errors import ConfigurationError
 from datafetch.store.layout import OutputLayout
 
+Command = Callable[..., tuple[int, str, str]]
 OPTIONS = ("--allow-net", "127.0.0.0/8", "--connections", "8", "--processes", "1", "--retries", "0", "--no-reshard")
 LISTS = {
     "llava-v1.5-subset": (
@@ -51,8 +52,19 @@ def record(image: str) -> dict[str, object]:
     return {"id": image, "image": image, "conversations": turns}
 
 
-def command(*words: object) -> tuple[int, str, str]:
-    """Run datafetch, and return its exit code and what it wrote to standard output and error."""
+@pytest.fixture
+def command(_commands_in_threads: None, capfd: pytest.CaptureFixture[str]) -> Command:
+    """Calls datafetch, and returns its exit code and what it wrote to standard output and error."""
+
+    def call(*words: object) -> tuple[int, str, str]:
+        code = main([*map(str, words)])
+        return code, *capfd.readouterr()
+
+    return call
+
+
+def start_command(*words: object) -> tuple[int, str, str]:
+    """Run datafetch with all of its processes; returns the same."""
     line = [sys.executable, "-m", "datafetch", *map(str, words)]
     done = subprocess.run(line, capture_output=True, text=True, check=False, timeout=PATIENCE_S)
     return done.returncode, done.stdout, done.stderr
@@ -129,7 +141,7 @@ def test_the_numbers_of_the_recipe_hold_for_its_own_sources_alone(tmp_path: Path
     assert open_images({**mmc4, "textvqa": "mine.zip"}, limit=7) == {"mmc4-core": 7, "textvqa": 7}
 
 
-def test_nothing_is_estimated_of_own_sources(tmp_path: Path) -> None:
+def test_nothing_is_estimated_of_own_sources(tmp_path: Path, command: Command) -> None:
     """Neither the disk that what is published would take, nor when all would be done."""
     names = ("coco-train2017", "mmc4-core")
     words = [*names, *sources_of(names, tmp_path / "sources", "127.0.0.1:1"), "--root", tmp_path / "data", *OPTIONS]
@@ -172,7 +184,7 @@ def test_several_datasets_are_built_by_one_command(tmp_path: Path, hub: HubServe
     """An image set has what the list on the hub names, and the list its records; what stops one stops no other."""
     source = place_source("coco-train2017", tmp_path / "coco").folder
     words = ["coco-train2017", "llava-instruct-ja", "synthdog-ja", "--source", f"coco-train2017={source}"]
-    code, out, error = command("prepare", *words, "--root", tmp_path / "data", *OPTIONS)
+    code, out, error = start_command("prepare", *words, "--root", tmp_path / "data", *OPTIONS)
     assert code == 2
     assert "datafetch: synthdog-ja: the train-*.parquet in" in error
     assert f"    the trainer's list: {tmp_path}/data/llava_instruct_ja/llava_instruct_ja_156k.json" in out.splitlines()
@@ -185,7 +197,7 @@ def test_several_datasets_are_built_by_one_command(tmp_path: Path, hub: HubServe
 
 
 @pytest.mark.slow
-def test_all_steps_are_built_by_one_command(tmp_path: Path, authority: str, hub: HubServer) -> None:
+def test_all_steps_are_built_by_one_command(tmp_path: Path, authority: str, hub: HubServer, command: Command) -> None:
     """What the trainer reads is there, a second run fetches nothing, and the table says that all is complete."""
     names = [name for name in DATASETS if name not in ("synthdog-ja", "llava-instruct-ja")]
     root = tmp_path / "data"
@@ -239,7 +251,7 @@ def test_a_limit_is_the_number_of_rows_that_are_needed(tmp_path: Path, limit: in
     assert planned.job.options == SynthdogJaOptions(count=count)
 
 
-def test_a_list_on_a_server_shows_no_secret(tmp_path: Path) -> None:
+def test_a_list_on_a_server_shows_no_secret(tmp_path: Path, command: Command) -> None:
     """Also where it would only decide which images of a set are fetched."""
     source = "llava-v1.5-subset=http://user:hunter2@127.0.0.1:1/list.json"
     words = ("prepare", "gqa", "llava-v1.5-subset", "--source", source, "--source", f"gqa={tmp_path}")
@@ -327,7 +339,7 @@ def files(root: Path, folder: str) -> list[str]:
     return sorted(path.relative_to(root / folder).as_posix() for path in (root / folder).rglob("*") if path.is_file())
 
 
-def test_what_stops_a_fresh_start_stops_no_other(tmp_path: Path) -> None:
+def test_what_stops_a_fresh_start_stops_no_other(tmp_path: Path, command: Command) -> None:
     """Whatever kind of error it is; its line does not advise to start over once more."""
     source = f"textvqa={tmp_path / 'nothing'}"
     with HubServer({}) as server:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -125,14 +125,12 @@ def _by_name(flag: str, values: Iterable[str] | None) -> dict[str, str]:
     return by_name
 
 
-def observe_built(
-    number: int, planned: Sequence[PlannedDataset], *, reporter: Reporter
-) -> Iterator[Observer[Statistics]]:
+def observe_built(number: int, planned: Sequence[PlannedDataset], *, reporter: Reporter) -> list[Observer[Statistics]]:
     """Show the progress of one dataset, with which of all it is, and how long all will take if that can be known."""
     open_images = [one.open_images for one in planned[number + 1 :]]
     later = 0 if None in open_images else sum(images or 0 for images in open_images)
     title = f"{number + 1} of {len(planned)} {planned[number].part.name}"
-    yield partial(show_progress, reporter=reporter, title=title, later_images=later)
+    return [partial(show_progress, reporter=reporter, title=title, later_images=later)]
 
 
 def _worst(built: Sequence[BuiltDataset], min_success: float) -> int:

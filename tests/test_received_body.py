@@ -15,13 +15,16 @@ class _Socket:
     """What is told to pause and to resume."""
 
     def __init__(self) -> None:
-        self.is_paused = False
+        self._is_paused = False
+
+    def is_paused(self) -> bool:
+        return self._is_paused
 
     def pause(self) -> None:
-        self.is_paused = True
+        self._is_paused = True
 
     def resume(self) -> None:
-        self.is_paused = False
+        self._is_paused = False
 
     def body(self) -> ReceivedBody:
         return ReceivedBody(asyncio.get_running_loop(), self.pause, self.resume)
@@ -56,13 +59,13 @@ async def test_reading_pauses_while_the_reader_makes_no_room() -> None:
     socket = _Socket()
     body = socket.body()
     body.feed(bytes(_MAX_BYTES_BEYOND_ROOM))
-    assert not socket.is_paused
+    assert not socket.is_paused()
     body.feed(b"x")
-    assert socket.is_paused
+    assert socket.is_paused()
     await body.wait(0)
-    assert socket.is_paused, "there is no more room than before"
+    assert socket.is_paused(), "there is no more room than before"
     await body.wait(1)
-    assert not socket.is_paused
+    assert not socket.is_paused()
 
 
 async def test_reading_resumes_once_the_body_is_complete() -> None:
@@ -70,9 +73,9 @@ async def test_reading_resumes_once_the_body_is_complete() -> None:
     socket = _Socket()
     body = socket.body()
     body.feed(bytes(_MAX_BYTES_BEYOND_ROOM + 1))
-    assert socket.is_paused
+    assert socket.is_paused()
     body.finish()
-    assert not socket.is_paused
+    assert not socket.is_paused()
 
 
 async def test_the_first_error_ends_the_body() -> None:

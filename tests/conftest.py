@@ -23,7 +23,7 @@ from blockbuster import BlockBuster, blockbuster_ctx
 from hypothesis import settings
 from in_process import THREADS
 from PIL import Image
-from preloaded import PreloadedCommand
+from preloaded import COVERAGE_VARIABLES, PreloadedCommand
 
 import datafetch
 from datafetch.demo import pictures as painting
@@ -231,13 +231,13 @@ def _slow_without_coverage(request: pytest.FixtureRequest) -> None:
 @pytest.fixture
 def without_coverage(monkeypatch: pytest.MonkeyPatch) -> None:
     """Don't measure coverage in processes that this test starts."""
-    for variable in ("COVERAGE_PROCESS_CONFIG", "COVERAGE_PROCESS_START"):
+    for variable in COVERAGE_VARIABLES:
         monkeypatch.delenv(variable, raising=False)
 
 
 @pytest.fixture
 def _commands_in_threads(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let commands that the test calls with ``main()`` transcode and commit in threads, as in_process.py says why."""
+    """Let commands that the test calls with ``main()`` use threads to transcode and commit; in_process.py says why."""
     for function in (datafetch.run, datafetch.retry):
         monkeypatch.setattr(function, "__kwdefaults__", {**(function.__kwdefaults__ or {}), "backends": THREADS})
 

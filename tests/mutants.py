@@ -243,8 +243,8 @@ FAULTS = (
     Fault(
         "a body one byte over the bound is taken",
         "fetch/response.py",
-        "            if received_bytes > limit_bytes:\n",
-        "            if received_bytes > limit_bytes + 1:\n",
+        "        if body.size_bytes > limit_bytes:\n",
+        "        if body.size_bytes > limit_bytes + 1:\n",
         ("fetcher",),
     ),
     Fault(

@@ -4,8 +4,8 @@ Theory of operation. ``python preloaded.py FD`` loads datafetch and waits on a s
 receives, with a descriptor for standard error, it forks. The child takes the arguments and the environment that it
 would have been started with, loads the hook that kills it at a step, and does what ``python -m datafetch`` does;
 whatever it starts are fresh interpreters. The server sends the child's number, waits for its end, and sends its
-status. It reaps the child only when told to, so that the number stays the child's own for as long as somebody may
-send it a signal.
+status. It reaps the child only when told to, so that the number stays the child's own for as long as a test may send it
+a signal.
 
 Rules: the server never has a second thread, which its children would lack, and opens no file of an output. What a child
 skips is the loading, which ``test_cli.py``, ``test_shell.py`` and ``test_signals.py`` are about.
@@ -33,13 +33,15 @@ _LENGTH = struct.Struct("<I")
 _NUMBER = struct.Struct("<i")
 _REAP = b"."
 _PATIENCE_S = 150.0
+# What the commands that tests kill do without, what is loaded by another process, and what the child loads itself.
 _NOT_LOADED = ("datafetch.demo", "datafetch.verify", "datafetch.__main__", "datafetch.datasets.sources.hub_process")
 _ONE_THREAD = {"JE_ARROW_MALLOC_CONF": "background_thread:false"}  # of Arrow's jemalloc
-_MEASURED = ("COVERAGE_PROCESS_CONFIG", "COVERAGE_PROCESS_START")
+COVERAGE_VARIABLES = ("COVERAGE_PROCESS_CONFIG", "COVERAGE_PROCESS_START")
+"""What tells a fresh interpreter to measure coverage. The server has none of these: what it forks is not measured."""
 
 
 class PreloadedCommand:
-    """The server, as a context manager; it runs one command at a time.
+    """The client of the server, which it starts; it runs one command at a time, and is to be closed.
 
     Args:
         library: A library that is loaded into it before all others; its function ``begin`` is called in each child.
@@ -48,7 +50,7 @@ class PreloadedCommand:
     def __init__(self, library: Path | None = None) -> None:
         self._library = library
         self._channel, theirs = socket.socketpair()
-        environment = {name: value for name, value in os.environ.items() if name not in _MEASURED}
+        environment = {name: value for name, value in os.environ.items() if name not in COVERAGE_VARIABLES}
         with theirs:
             self._server = subprocess.Popen(
                 [sys.executable, __file__, str(theirs.fileno())],
@@ -123,7 +125,7 @@ def _receive(channel: socket.socket, size_bytes: int) -> bytes:
 
 
 def _load() -> None:
-    """Load all that a command may load."""
+    """Load what the commands that tests kill may need."""
     from datafetch.process.allocator import (  # noqa: PLC0415 - found on the path that main() has set
         collect_garbage_rarely,
         return_freed_memory,
@@ -147,7 +149,7 @@ def _serve(channel: socket.socket) -> bool:
             return False
         (stderr,) = descriptors
         command, environment = json.loads(_receive(channel, *_LENGTH.unpack(head)))
-        assert len([*Path("/proc/self/task").iterdir()]) == 1
+        assert len([*Path("/proc/self/task").iterdir()]) == 1, "a child would lack the other threads"
         child = os.fork()
         if not child:
             channel.close()

@@ -242,7 +242,10 @@ class Run:
             yield
 
     def family(self, role: str = "") -> list[psutil.Process]:
-        """Return all running processes of the command, descendants included, whose command line contains ``role``."""
+        """Return all running processes of the command, descendants included, whose command line contains ``role``.
+
+        The command line of a command that was forked is that of the server of ``preloaded``.
+        """
         found = []
         for process in psutil.process_iter():
             with suppress(psutil.NoSuchProcess, psutil.AccessDenied):

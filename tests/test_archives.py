@@ -822,7 +822,7 @@ def test_a_run_killed_ten_times_fetches_no_member_twice(tmp_path: Path, preloade
     out = tmp_path / "root/coco/train2017"
     resumed, status = 0, None
     with (
-        ThreadPoolExecutor(1) as beside,
+        ThreadPoolExecutor(1) as killer,  # reading what has ended would block the server
         ArchiveServer(archive, Behaviour(bytes_per_s=600_000, max_range_bytes=64 * 1024)) as server,
     ):
         command = [sys.executable, "-m", "datafetch", "prepare", "coco-train2017", "--source", server.url]
@@ -850,18 +850,18 @@ def test_a_run_killed_ten_times_fetches_no_member_twice(tmp_path: Path, preloade
                     before: set[str] = before,
                     anywhere: bool = anywhere,
                 ) -> None:
-                    with suppress(FileNotFoundError):  # a spool that is just being published: the next request sees
+                    with suppress(FileNotFoundError):  # a spool is being published; the next request looks again
                         if len(server.requests) >= last and (anywhere or ended(out) - before):
                             process.kill()
 
                 def request_arrived(_: SeenRequest, kill: Callable[[], None] = kill, number: int = number) -> None:
                     if number < KILLS:
-                        beside.submit(kill)
+                        killer.submit(kill)
 
                 server.on_request = request_arrived
                 status = running.process.wait(PATIENCE_S)
             assert not before & members_in(archive, server.requests[first:])
             resumed += bool(before)
     assert status == 0
-    assert resumed >= KILLS // 2
+    assert resumed >= KILLS - 1  # the second run is killed once an image has ended, so all later ones resume
     assert {path.name: path.read_bytes() for path in out.iterdir()} == images

@@ -137,3 +137,27 @@ async def test_data_that_arrives_before_a_request_is_not_its_response(unasked: b
             await connection.protocol.closed
     await connections.close()
     await resolver.close()
+
+
+@pytest.mark.both_loops
+async def test_an_idle_connection_keeps_no_body() -> None:
+    """Its memory is no longer reserved: with many idle connections, bodies would add up beyond the budget."""
+    resolver = Resolver(AddressGuard((ip_network("127.0.0.0/8"),)))
+    tls = ssl.create_default_context()
+    connections = Connections(FetchPolicy(), resolver, tls=tls, lax_tls=None, proxies=None)
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        endpoint = Endpoint("127.0.0.1", listening.getsockname()[1], is_tls=False)
+        connection = await connections.connect(endpoint)
+        peer, _ = listening.accept()
+        with peer:
+            connection.protocol.expect_response(60.0)
+            peer.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nbytes")
+            await connection.protocol.read_head()
+            body = connection.protocol.body
+            assert body is not None
+            await body.wait(5)
+            connections.release(connection)
+            assert connection.protocol.body is None
+            assert connections.take_idle(endpoint) is connection
+    await connections.close()
+    await resolver.close()

@@ -31,6 +31,7 @@ _MODULES = {
     _MULTI: "benchmarks.fetch.client_libcurl_select",
     _MULTI_SOCKET: "benchmarks.fetch.client_libcurl_epoll",
 }
+# By case: whose CPU time datafetch is to be compared with, and how many times that it may take.
 _TARGETS = {"fresh": (_MULTI_SOCKET, 1.25), "kept alive": (_MULTI_SOCKET, 1.7), "fresh, HTTPS": (_MULTI, 1.3)}
 _TLS_HOSTS = 250  # the first connection to each takes a full handshake, and later ones may resume a session
 _DETAILS = ("elapsed_s", "images_per_s", "descriptors_peak", "peak_mib", OTHERS_SHARE)

@@ -192,7 +192,7 @@ def _section(match: Match, record: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _conditions(records: Sequence[Mapping[str, Any]]) -> str:
-    """On which machine, with what, when, of which state, and how quiet it was, for all of the records."""
+    """The machine, the packages, the dates and commits of records, and how busy others kept it; what is alike, once."""
     machines, rivals = (record["machine"] for record in records), (record["parameters"]["rivals"] for record in records)
     parts = (
         *_distinct(

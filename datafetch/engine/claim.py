@@ -160,10 +160,17 @@ def judge_claim(
 def _refuse_other_than_earlier(
     layout: OutputLayout, identity: Identity, settings: Mapping[str, object], reuse: Reuse
 ) -> None:
-    """Check that nothing is deleted, once this run is complete, that a killed one with ``reuse`` had set aside."""
-    for earlier in earlier_outputs(layout)[:1]:
-        if reuse is not Reuse.WANTED or not must_start_over(layout, earlier.job, identity, settings):
-            refuse_other_job(layout, earlier.job, identity, settings, reuse)
+    """Check that this run may delete, once it is complete, what a killed one with ``reuse`` had set aside.
+
+    Raises:
+        ConfigurationError: The job of what was set aside is another one, and this run takes no images from it.
+    """
+    latest = next(iter(earlier_outputs(layout)), None)
+    if latest is None:
+        return
+    takes_its_images = reuse is Reuse.WANTED and must_start_over(layout, latest.job, identity, settings)
+    if not takes_its_images:
+        refuse_other_job(layout, latest.job, identity, settings, reuse)
 
 
 def _refuse_other_ranks(layout: OutputLayout, record: ReshardRecord, world_size: object) -> None:

@@ -150,9 +150,8 @@ class Concurrency:
     @property
     def slots(self) -> int:
         """Number of requests that may be in flight now, hanging ones included."""
-        ceiling = int(self._ceiling)
         if self.is_fixed:
-            return max(1, min(self._target, ceiling))
+            return self.connections
         hanging_since_s = self._clock() - self._hanging_s
         oldest_first = self._not_hanging
         while oldest_first and (oldest_first[0].has_ended or oldest_first[0].started_s <= hanging_since_s):
@@ -160,7 +159,7 @@ class Concurrency:
             if not request.has_ended:
                 request.is_hanging = True
                 self._hanging += 1
-        return max(1, min(self.connections + self._hanging, self.max_connections, ceiling))
+        return max(1, min(self.connections + self._hanging, self.max_connections, int(self._ceiling)))
 
     def request_started(self, *, is_saturated: bool) -> OpenRequest:
         """Count a request that begins.

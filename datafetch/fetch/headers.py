@@ -61,7 +61,7 @@ def content_codings(headers: CIMultiDictProxy[str]) -> Iterable[str]:
     """The content codings of the body in the order in which to undo them: the one applied last comes first."""
     values = headers.getall("Content-Encoding", None)
     if values is None:
-        return ()  # as of nearly every image
+        return ()  # the usual case, as images are compressed already
     codings = [coding.strip().lower() for value in values for coding in value.split(",")]
     return [coding for coding in reversed(codings) if coding not in ("", "identity")]
 

@@ -20,8 +20,8 @@ class ReceivedBody:
 
     Args:
         loop: The event loop of the connection.
-        pause: Pauses reading from the socket.
-        resume: Resumes it.
+        pause: Called to pause reading from the socket; may be called again while it is paused.
+        resume: Called to resume it; may be called while it is not paused.
 
     Attributes:
         size_bytes: Number of bytes that have arrived.
@@ -29,8 +29,15 @@ class ReceivedBody:
     """
 
     __slots__ = (
-        *("_arrived", "_buffer", "_error", "_loop", "_pause", "_resume", "_room_bytes"),
-        *("is_complete", "size_bytes"),
+        "_arrived",
+        "_buffer",
+        "_error",
+        "_loop",
+        "_pause",
+        "_resume",
+        "_room_bytes",
+        "is_complete",
+        "size_bytes",
     )
 
     def __init__(self, loop: asyncio.AbstractEventLoop, pause: Callable[[], None], resume: Callable[[], None]) -> None:

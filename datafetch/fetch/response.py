@@ -1,6 +1,7 @@
 """Turns a response into a body or a failure, by its status, its headers and its bytes.
 
-Rules: no byte of a body is read that is not wanted, or for which no memory has been reserved.
+Rules: a task waits for no more of a body than is wanted and memory has been reserved for. What its connection receives
+beyond that is bounded (``received_body``).
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ class BodyReader:
 
     Args:
         policy: Says which bodies may be taken.
-        count: Called with the size in bytes of each piece that arrives.
+        count: Called with how many more bytes have arrived.
     """
 
     def __init__(self, policy: FetchPolicy, count: Callable[[int], None]) -> None:
@@ -102,7 +103,7 @@ class BodyReader:
                 if body.size_bytes >= memory.held_bytes:
                     size_bytes = min(max(2 * body.size_bytes, _INITIAL_RESERVATION_BYTES), expected_bytes)
                     await _reserve(size_bytes, memory, deadline)
-                # Where there is a cap, whatever arrives may have to be paid for before more of it does.
+                # With a cap on the rate wait for any more bytes, for they may have to be paid for.
                 await body.wait(memory.held_bytes if hop.transfer is None else body.size_bytes)
                 self._count(body.size_bytes - counted_bytes)
                 counted_bytes = body.size_bytes

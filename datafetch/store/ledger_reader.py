@@ -71,7 +71,7 @@ def count_failures(path: Path) -> FailureCounts:
     Those are the temporary ones, and what was not requested along with them, of samples that have a row or no other
     failure. Of documents that need only some of their images, others may be requested, too.
     """
-    import pyarrow.compute as pc  # noqa: PLC0415 - it takes a sixth of the time in which a commit process starts
+    import pyarrow.compute as pc  # noqa: PLC0415 - slow to load, and a commit process does not need it
 
     summary = read_shard_summary(path)
     columns = ["sample", "outcome", "status", "sha256"]
@@ -94,7 +94,7 @@ def count_failures(path: Path) -> FailureCounts:
 
 def count_unpermitted(path: Path, kind: FailureKind, permission: Permission) -> int:
     """The number of images that were requested and failed with a kind although a permission was not used."""
-    import pyarrow.compute as pc  # noqa: PLC0415 - it takes a sixth of the time in which a commit process starts
+    import pyarrow.compute as pc  # noqa: PLC0415 - slow to load, and a commit process does not need it
 
     count = 0
     with open_ledger(path) as file:
@@ -116,7 +116,7 @@ def count_lost_documents(path: Path) -> LostDocuments:
 
 def _failure_keys(table: pa.Table) -> Any:
     """What decides whether each failure may pass, as a text: kind, status and whether there is a hash of a body."""
-    import pyarrow.compute as pc  # noqa: PLC0415 - it takes a sixth of the time in which a commit process starts
+    import pyarrow.compute as pc  # noqa: PLC0415 - slow to load, and a commit process does not need it
 
     status = pc.fill_null(pc.cast(table["status"], pa.string()), "")
     has_body = pc.if_else(pc.equal(table["sha256"], ""), "", _SOME_HASH)
@@ -141,7 +141,7 @@ def without_skipped(batch: pa.RecordBatch) -> pa.RecordBatch:
     Args:
         batch: Lines with the columns ``detail`` and, if the ledger has it, ``is_skipped``.
     """
-    import pyarrow.compute as pc  # noqa: PLC0415 - it takes a sixth of the time in which a commit process starts
+    import pyarrow.compute as pc  # noqa: PLC0415 - slow to load, and a commit process does not need it
 
     if "is_skipped" in batch.schema.names:
         return batch.filter(pc.invert(batch["is_skipped"]))

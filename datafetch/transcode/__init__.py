@@ -26,7 +26,8 @@ __all__ = [
 ]
 
 
+# Lazy, because it loads Pillow, which the process that fetches does without.
 def __getattr__(name: str) -> object:
-    if name != "load_resizer":  # which loads Pillow
+    if name != "load_resizer":
         raise AttributeError(f"module 'datafetch.transcode' has no attribute {name!r}")
     return getattr(import_module("datafetch.transcode.image.shrink"), name)

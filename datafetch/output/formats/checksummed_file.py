@@ -8,7 +8,7 @@ from datafetch.errors import ResourceError
 from datafetch.model.checksum import crc32
 
 _WRITE_BUFFER_BYTES = 1 << 16  # larger pieces, as most images are, are written without a copy
-_READ_BUFFER_BYTES = 1 << 18  # a larger one gains nothing, and takes memory that is new to a thread
+_READ_BUFFER_BYTES = 1 << 18  # a larger one is no faster, as the system first has to provide its pages
 
 
 class ChecksummedFile:

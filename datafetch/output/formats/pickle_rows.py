@@ -172,15 +172,15 @@ def _is_datafetch_shard(file: BinaryIO) -> bool:
 
 def _find_frames(path: Path, file: BinaryIO) -> Iterator[range]:
     """Where the frames of a shard written by datafetch are, as offsets of their bytes."""
-    size = os.fstat(file.fileno()).st_size
+    file_bytes = os.fstat(file.fileno()).st_size
     offset = len(_SHARD_START) - len(pickle.FRAME)
-    while frame := _find_frame(path, file, offset, size):
+    while frame := _find_frame(path, file, offset, file_bytes):
         yield frame
         offset = frame.stop
 
 
-def _find_frame(path: Path, file: BinaryIO, offset: int, size: int) -> range:
-    """Find the next frame by its header, checking that it is in the file; empty at the end of the list.
+def _find_frame(path: Path, file: BinaryIO, offset: int, file_bytes: int) -> range:
+    """Where the frame at or behind an offset is, checking that it is in the file; empty at the end of the list.
 
     Only what is needed is read, without a buffer: rows are large.
     """
@@ -191,7 +191,7 @@ def _find_frame(path: Path, file: BinaryIO, offset: int, size: int) -> range:
         offset += len(BATCH_SEPARATOR)
         head = head[len(BATCH_SEPARATOR) :]
     frame_bytes = FRAME_HEADER_BYTES + int.from_bytes(head[1:FRAME_HEADER_BYTES], "little")
-    if not head.startswith(pickle.FRAME) or frame_bytes > size - offset:
+    if not head.startswith(pickle.FRAME) or frame_bytes > file_bytes - offset:
         raise ManifestError(f"{path} is damaged or cut short at byte {offset}")
     if frame_bytes > MAX_FRAME_BYTES:
         raise ManifestError(f"{path} has a row of {frame_bytes:,} bytes; the limit is {MAX_FRAME_BYTES:,}")
@@ -199,9 +199,9 @@ def _find_frame(path: Path, file: BinaryIO, offset: int, size: int) -> range:
 
 
 def _read(file: BinaryIO, span: range) -> bytes:
-    """Read some bytes of a file, of which a call of the system returns 2 GiB at most; fewer where the file ends."""
+    """Read the bytes at a range of offsets; fewer where the file ends before."""
     content = os.pread(file.fileno(), len(span), span.start)
-    while left := span[len(content) :]:
+    while left := span[len(content) :]:  # a system call returns 2 GiB at most
         more = os.pread(file.fileno(), len(left), left.start)
         if not more:
             break

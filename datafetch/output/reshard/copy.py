@@ -59,8 +59,8 @@ class ProgressMonitor:
     """Observes the work from outside, and can stop it.
 
     Attributes:
-        on_progress: Called for every buffer, in the thread that does the work. If it raises an exception, that is
-            logged, and it is not called again.
+        on_progress: Called for every buffer, in the thread that calls ``reshard_rows``. If it raises an exception, that
+            is logged, and it is not called again.
         stop: Once it is set, the work stops after the current buffer; what has been done is kept.
         journal_interval_s: The least time between two updates of the journal, each of which syncs all shards to disk.
     """
@@ -239,7 +239,7 @@ def _sync(writer: ReshardWriter, journal: Journal, done: int) -> None:
 
 @contextmanager
 def _threads(number: int) -> Iterator[ThreadPoolExecutor]:
-    """Threads that have ended when the context does; an error drops what they have not begun."""
+    """Open a pool of threads, and wait for them at the end; tasks that have not begun by then are dropped."""
     threads = ThreadPoolExecutor(number)
     try:
         yield threads
@@ -276,9 +276,11 @@ def _buffers(source: Source) -> Iterator[tuple[list[bytes], Int64s]]:
 def _check_and_sync(
     writer: ReshardWriter, journal: Journal, monitor: ProgressMonitor, *, sources: int
 ) -> dict[str, int]:
-    """Read the new shards back, check that they are as planned, and return their checksums by name.
+    """Read the new shards back, and check that they are as planned, while they are brought to disk.
 
-    They are on disk when this returns, and the journal says that all sources are copied.
+    Returns:
+        The CRC-32 of each shard's rows file, by the shard's name. By now all shards are on disk, and the journal says
+        that all sources are copied.
 
     Raises:
         ResourceError: One is not as planned; the journal is reset, so that all rows are copied again.

@@ -1,7 +1,8 @@
 """Write resharded files in any order of their rows.
 
 Rules: the file and offset of a row follow from the lengths of all rows before it. So rows can be written in any order,
-and writing one again changes nothing. One file is open at a time, however many shards there are.
+and writing one again changes nothing. Writing and syncing have one file open at a time, however many shards there are;
+only ``checksum`` and ``is_correct``, which read, may be called while another thread is in a method.
 """
 
 from __future__ import annotations

@@ -105,7 +105,8 @@ class Spawner:
     """Starts the workers of one pool.
 
     Args:
-        codec: What workers do with a body; a module-level function, because it is sent to them, or None.
+        codec: What workers do with a body; a module-level function, because it is sent to them. None is
+            ``codec.transcode``.
         spec: What an image becomes.
         is_sandboxed: Whether workers enter the sandbox.
     """

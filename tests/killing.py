@@ -2,9 +2,10 @@
 
 ``python killing.py reshard SRC FOLDER STEP`` reshards SRC into FOLDER/<n>/out. ``python killing.py swap
 PREPARED FOLDER STEP`` completes the swap in copies of the folder PREPARED, FOLDER/<n>; ``swap-apart`` does the same
-as if the system could not exchange two folders, and ``set-aside`` sets the output in the copies aside. n is the number
-of the file operation before which the process is killed: 1, 1 + STEP, and so on, until a process runs to the end. The
-processes are forked from one without threads, so each costs milliseconds.
+as if the system could not exchange two folders, ``set-aside`` sets the output in the copies aside, and ``publish``
+publishes the committed shards in the copies. n is the number of the file operation before which the process is
+killed: 1, 1 + STEP, and so on, until a process runs to the end. The processes are forked from one without threads, so
+each costs milliseconds.
 """
 
 import os
@@ -17,6 +18,7 @@ from itertools import count
 from pathlib import Path
 
 from datafetch.engine.set_aside import set_aside
+from datafetch.output.commit import complete_commits
 from datafetch.output.reshard import copy, swap
 from datafetch.output.reshard.copy import ProgressMonitor
 from datafetch.output.reshard.folder import ReshardRequest, reshard
@@ -80,6 +82,9 @@ def main() -> None:
         if task == "set-aside":
             shutil.copytree(given, copied)
             survives = _survives(lambda out=copied / "out": _set_aside(layout_of(out)), operation)  # type: ignore[misc]
+        elif task == "publish":
+            shutil.copytree(given, copied)
+            survives = _survives(lambda out=copied / "out": complete_commits(OutputLayout(out)), operation)  # type: ignore[misc]
         elif task.startswith("swap"):
             shutil.copytree(given, copied, symlinks=True)
             survives = _survives(lambda out=copied / "out": complete_swap(OutputLayout(out)), operation)  # type: ignore[misc]

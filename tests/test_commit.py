@@ -3,6 +3,8 @@
 import asyncio
 import base64
 import pickle
+import subprocess
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +21,7 @@ from datafetch.model.kinds import Payload
 from datafetch.model.ledger_line import ShardCounts
 from datafetch.model.outcome import Encoded, Failure, FailureKind, Outcome
 from datafetch.model.sample import Sample
-from datafetch.output.commit import Commit, commit_shard
+from datafetch.output.commit import Commit, commit_shard, complete_commits
 from datafetch.output.commit_process import CommitProcesses
 from datafetch.output.merge import Output
 from datafetch.store.layout import OutputLayout
@@ -28,6 +30,7 @@ from datafetch.store.ledger_reader import read_keys
 from datafetch.store.shard_summary import read_shard_counts
 from datafetch.store.spool import Spool
 
+KILLING = Path(__file__).with_name("killing.py")
 COYO = find_dataset("coyo")
 GONE = Failure(FailureKind.HTTP_STATUS, "HTTP 404", 404, 1, "http://example.org/")
 
@@ -135,6 +138,44 @@ def test_an_output_that_cannot_be_written_stops_the_run(layout: OutputLayout) ->
     with pytest.raises(ResourceError, match="run the same command again"):
         commit_shard(commit)
     assert layout.spool("part-00000").exists()
+
+
+def test_publishing_can_be_killed_anywhere(tmp_path: Path) -> None:
+    """Killed before any file operation, it is completed by the next process; until then no count is that of other rows.
+
+    The ledger, after which the spool may be deleted, is published when all other files are.
+    """
+    layout = OutputLayout(tmp_path / "prepared" / "out")
+    commit = spool(layout, [make_outcome(0), GONE])
+    commit_shard(commit)
+    shard = commit.shard
+    names = {f"{shard}.pkl", f"{shard}.count"}
+    new = {path.name: path.read_bytes() for path in layout.out.iterdir()}
+    assert new.keys() == names
+    ready = layout.ready / shard
+    ready.mkdir(parents=True)
+    for path in (*layout.out.iterdir(), layout.kept_for_retry(shard), layout.ledger(shard)):
+        path.rename(ready / path.name)
+    old = dict.fromkeys(names, b"before")
+    for name, content in old.items():
+        (layout.out / name).write_bytes(content)
+    folder = tmp_path / "killed"
+    task = [sys.executable, str(KILLING), "publish", str(tmp_path / "prepared"), str(folder), "1"]
+    subprocess.run(task, check=True, timeout=100)
+    killed = sorted(folder.iterdir(), key=lambda run: int(run.name))
+    assert len(killed) > 10
+    for run in killed:
+        layout = OutputLayout(run / "out")
+        there = {path.name: path.read_bytes() for path in layout.out.iterdir()}
+        assert there in (old, new) or (
+            there.keys() == {f"{shard}.pkl"} and there.items() <= {*old.items(), *new.items()}
+        )
+        assert not layout.ledger(shard).exists() or (there == new and layout.kept_for_retry(shard).exists())
+        complete_commits(layout)
+        assert {path.name: path.read_bytes() for path in layout.out.iterdir()} == new
+        assert layout.ledger(shard).exists()
+        assert layout.kept_for_retry(shard).exists()
+        assert not [*layout.ready.iterdir()]
 
 
 async def test_in_a_process_of_its_own(layout: OutputLayout) -> None:

@@ -5,10 +5,10 @@ import pickle
 import shutil
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
-from threading import Event
 from typing import Any
 
 import numpy as np
@@ -32,6 +32,7 @@ from datafetch.store.layout import OutputLayout
 from datafetch.store.lock import Lock
 
 Row = dict[str, Any]
+_IMPOSSIBLE_STACK_BYTES = 1 << 62  # of a thread, which then can't be started
 KILLING = Path(__file__).with_name("killing.py")
 
 
@@ -175,7 +176,7 @@ def test_a_killed_run_resumes_with_the_same_bytes(tmp_path: Path, source: Path, 
 
 def test_rows_in_the_journal_are_not_copied_again(tmp_path: Path, source: Path, undisturbed: dict[str, bytes]) -> None:
     """A stopped run keeps what it has, and the next one copies only the rest."""
-    out, stop = tmp_path / "out", Event()
+    out, stop = tmp_path / "out", threading.Event()
 
     def stop_in_the_last_shard(progress: ReshardProgress) -> None:
         if progress.stage is ReshardStage.COPY and progress.rows > 23:
@@ -198,7 +199,7 @@ def test_resharding_can_be_stopped_at_any_stage(
     tmp_path: Path, source: Path, undisturbed: dict[str, bytes], stage: ReshardStage
 ) -> None:
     """Work that is stopped in one of its stages is resumed by the next call."""
-    stop = Event()
+    stop = threading.Event()
 
     def stop_there(progress: ReshardProgress) -> None:
         if progress.stage is stage:
@@ -227,7 +228,7 @@ def test_an_observer_that_fails_is_not_called_again(caplog: pytest.LogCaptureFix
 
 def test_unfinished_shards_of_another_request_are_discarded(tmp_path: Path, source: Path) -> None:
     """Unfinished work with other parameters, or on other rows, is discarded."""
-    out, stop = tmp_path / "out", Event()
+    out, stop = tmp_path / "out", threading.Event()
     monitor = ProgressMonitor(lambda progress: stop.set() if progress.stage is ReshardStage.CHECK else None, stop)
     assert reshard(ReshardRequest(source, out, world_size=6, batch=1, group=1), monitor) is None
     shutil.rmtree(source)
@@ -238,7 +239,7 @@ def test_unfinished_shards_of_another_request_are_discarded(tmp_path: Path, sour
 
 def test_damaged_unfinished_shards_are_detected(tmp_path: Path, source: Path, undisturbed: dict[str, bytes]) -> None:
     """If the disk lost what was written, an error says so; nothing is published, and all is written again."""
-    out, stop = tmp_path / "out", Event()
+    out, stop = tmp_path / "out", threading.Event()
     request = ReshardRequest(source, out, world_size=4, batch=1, group=2)
     monitor = ProgressMonitor(lambda now: stop.set() if now.stage is ReshardStage.CHECK else None, stop)
     assert reshard(request, monitor) is None
@@ -370,6 +371,20 @@ def test_too_little_space_is_reported_before_anything_is_written(
     layout = OutputLayout(small_disk / "out")
     assert not layout.out.exists()
     assert not (layout.resharding / "shards").exists()
+
+
+def test_a_machine_without_threads_stops_it_until_there_are_some(
+    tmp_path: Path, source: Path, undisturbed: dict[str, bytes]
+) -> None:
+    """A caller of the library gets the error of a machine that has run out of something, as the command does."""
+    size_before = threading.stack_size(_IMPOSSIBLE_STACK_BYTES)
+    try:
+        with pytest.raises(ResourceError, match="out of system resources"):
+            reshard_for_four_ranks(source, tmp_path / "out")
+    finally:
+        threading.stack_size(size_before)
+    reshard_for_four_ranks(source, tmp_path / "out")
+    assert files_of(tmp_path / "out") == undisturbed
 
 
 def test_an_output_on_another_filesystem_gets_its_files_one_by_one(

@@ -35,7 +35,7 @@ from pathlib import Path
 import numpy as np
 import orjson
 
-from datafetch.errors import ConservationError, ManifestError, ResourceError
+from datafetch.errors import ConservationError, ManifestError, ResourceError, raise_if_exhausted
 from datafetch.model.observers import SafeObserver
 from datafetch.model.statistics import ReshardProgress, ReshardStage
 from datafetch.output.formats import COUNT_SUFFIX, MAX_FRAME_BYTES, decode_row, frame_sizes, read_frames
@@ -115,7 +115,7 @@ def reshard_rows(
     Raises:
         ConfigurationError: There are too few rows for this number of ranks.
         ManifestError: A source is damaged, or does not hold as many rows as it should.
-        ResourceError: The disk is full or can't be written; the same call resumes the work.
+        ResourceError: The disk is full or can't be written, or no thread can be started; the same call resumes.
     """
     monitor = monitor or ProgressMonitor()
     shard_sizes(sum(source.copied_rows for source in sources), plan.ranks)  # refuse too few rows early
@@ -141,6 +141,9 @@ def reshard_rows(
         return False
     except OSError as error:
         raise ResourceError.from_disk_error(error, "reshard the output") from error
+    except RuntimeError as error:  # no thread can be started
+        raise_if_exhausted(error)
+        raise
     complete_swap(layout)
     return True
 

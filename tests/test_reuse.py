@@ -525,7 +525,7 @@ def test_a_run_killed_at_any_step_keeps_what_there_is(preloaded: PreloadedComman
             environment = dying_at_a_step(Victim.PARENT, steps, folders.root)
             with Run([*command, "--reuse"], environment, preloaded) as stopped:
                 code = stopped.end()
-            assert code in (0, -9), stopped.messages()
+                assert code in (0, -9), stopped.messages()
             kills += code != 0
         assert kills >= 5
         trial.check_complete(folders)

@@ -13,6 +13,7 @@ import psutil
 import pyarrow.parquet as pq
 import pytest
 from conftest import until
+from runs import PATIENCE_S
 from test_spool import make_outcome, make_result, make_sample
 
 from datafetch.datasets import find_dataset
@@ -21,6 +22,7 @@ from datafetch.model.kinds import Payload
 from datafetch.model.ledger_line import ShardCounts
 from datafetch.model.outcome import Encoded, Failure, FailureKind, Outcome
 from datafetch.model.sample import Sample
+from datafetch.output import commit_process
 from datafetch.output.commit import Commit, commit_shard, complete_commits
 from datafetch.output.commit_process import CommitProcesses
 from datafetch.output.merge import Output
@@ -202,6 +204,20 @@ async def test_a_process_stays_for_the_next_shard(layout: OutputLayout) -> None:
         await asyncio.gather(commit_in_process(commits[2]), commit_in_process(commits[3]))
         assert len(_commit_processes()) == 1
     assert not _commit_processes()
+    assert len(list(layout.ledgers.iterdir())) == len(commits)
+
+
+async def test_a_shard_waits_for_a_process_at_work_before_another_is_started(
+    layout: OutputLayout, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Starting one takes longer than writing a small shard, and as much of the CPU."""
+    commits = [await asyncio.to_thread(spool, layout, [make_outcome(n)], f"part-{n:05d}") for n in range(4)]
+    monkeypatch.setattr(commit_process, "_WAIT_S", PATIENCE_S)
+    async with CommitProcesses() as commit_in_process:
+        await commit_in_process(commits[0])
+        before = _commit_processes()
+        await asyncio.gather(*map(commit_in_process, commits[1:]))
+        assert _commit_processes() == before
     assert len(list(layout.ledgers.iterdir())) == len(commits)
 
 

@@ -1,8 +1,9 @@
 """Commit shards in processes of their own, because a commit is many seconds of CPU work.
 
 Theory of operation. A process commits one shard after the other, for it takes a third of a second to start. One that
-has nothing to do stays for the next shard if it is the only such; shards that are committed at the same time get a
-process each. The parent writes a pickled ``Commit``, behind its length, to the standard input of an idle process. The
+has nothing to do stays for the next shard if it is the only such. A shard that is to be committed while others are
+waits for a moment, since a process may have finished before another has started, and then gets a process of its own.
+The parent writes a pickled ``Commit``, behind its length, to the standard input of an idle process. The
 process writes ``_BEGUN`` to its standard output, and then the counts or the error as JSON, behind its length. It ends
 when its standard input is closed, which is when its parent ends at the latest, in the middle of a commit or not.
 
@@ -39,6 +40,7 @@ from datafetch.output.commit import Commit, commit_shard
 from datafetch.process.allocator import without_blas_threads
 from datafetch.process.child import child_command, start_failure
 
+_WAIT_S = 1.0  # for a process at work, before another is started: a shard of a thousand images takes half of it
 _BEGUN = b"\n"
 _LENGTH_BYTES = 4
 _ADVICE = "free resources or raise the limit ('ulimit -a' shows them), and run the same command again"
@@ -50,6 +52,8 @@ class CommitProcesses:
 
     def __init__(self) -> None:
         self._idle: list[asyncio.subprocess.Process] = []
+        self._at_work = 0
+        self._finished = asyncio.Event()
 
     async def __aenter__(self) -> Self:
         return self
@@ -68,20 +72,39 @@ class CommitProcesses:
             ConservationError: Samples or images were lost or counted twice; nothing was published.
         """
         request = _framed(pickle.dumps(commit))
-        response = None
-        while response is None and self._idle:
-            response = await self._ask(self._idle.pop(), request)
-        process = None
-        if response is None:
-            process = await _start()
-            response = await self._ask(process, request)
-        if response is None:
-            assert process is not None, "an idle process that does not answer is replaced"
-            raise _start_error(process.returncode)
-        fields: dict[str, Any] = orjson.loads(response)
+        await self._wait_for_idle()
+        self._at_work += 1
+        try:
+            fields: dict[str, Any] = orjson.loads(await self._ask_any(request))
+        finally:
+            self._at_work -= 1
+            self._finished.set()
         if "error" in fields:
             raise _ERRORS[fields["error"]](fields["message"])
         return msgspec.convert(fields, ShardCounts)
+
+    async def _wait_for_idle(self) -> None:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_WAIT_S):
+                while self._at_work and not self._idle:
+                    self._finished.clear()
+                    await self._finished.wait()
+
+    async def _ask_any(self, request: bytes) -> bytes:
+        """Let an idle process commit a shard, or start one.
+
+        Raises:
+            ResourceError: The process could not start or was killed.
+        """
+        while self._idle:
+            response = await self._ask(self._idle.pop(), request)
+            if response is not None:
+                return response
+        process = await _start()
+        response = await self._ask(process, request)
+        if response is None:
+            raise _start_error(process.returncode)
+        return response
 
     async def _ask(self, process: asyncio.subprocess.Process, request: bytes) -> bytes | None:
         """Let an idle process commit a shard; return None if it ends before it has begun.

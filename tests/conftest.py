@@ -68,6 +68,9 @@ def pytest_report_header(config: pytest.Config) -> list[str]:
     return [f"--matrix-slice {_matrix_slice(config)}"] if is_sliced else []
 
 
+_LONGEST = "test_recipe_demo.py"  # all of the recipe, built many times, for minutes
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """For the default set, deselect slow tests and all but one slice of the matrix, which changes with each commit.
 
@@ -94,6 +97,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for mark in ("slow", "rotating"):
         modules = {item.path for item in taken if item.get_closest_marker(mark)}
         taken.sort(key=lambda item, first=modules: item.path not in first)  # type: ignore[misc]
+    taken.sort(key=lambda item: item.path.name != _LONGEST)
     config.hook.pytest_deselected(items=left_out)
     items[:] = taken
 

@@ -25,6 +25,11 @@ def echo(body: bytes, _: ImageSpec) -> Outcome:
                 time.sleep(0.001)
         case b"crash-once", _, path:
             _crash_once(path)
+        case b"crash-once-then-wait", _, path:  # say so, and wait until that file exists
+            _crash_once(path + b".crashed")
+            Path(os.fsdecode(path + b".waits")).touch()
+            while not Path(os.fsdecode(path)).exists():
+                time.sleep(0.001)
     return Encoded(body, 1, 1, "ECHO")
 
 

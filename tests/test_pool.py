@@ -238,6 +238,21 @@ async def test_a_killed_fork_server_costs_no_image(family: Family, tmp_path: Pat
         assert len({content(outcome) for outcome in await asyncio.gather(*waits)}) == 1
 
 
+@pytest.mark.both_loops
+async def test_a_suspect_is_not_blamed_for_the_end_of_the_fork_server(family: Family, tmp_path: Path) -> None:
+    """An image that is tried alone has nothing to do with what another image, or an operator, does to the server."""
+    done, waits = tmp_path / "done", tmp_path / "done.waits"
+    async with Transcoder(processes=1, codec=echo, is_sandboxed=False) as transcode:
+        body = b"crash-once-then-wait " + os.fsencode(done)
+        suspect = asyncio.create_task(transcode(body))
+        await until(waits.exists)
+        before = family.pids()
+        family.members()[0].kill()
+        await until(lambda: not before & family.pids())
+        done.touch()
+        assert content(await suspect) == body
+
+
 @pytest.mark.parametrize("position", [0, 5, 15, 59])
 async def test_a_slow_image_does_not_hold_up_others(tmp_path: Path, position: int) -> None:
     """Images in the same batch as a slow one, before or behind it, are answered long before it is."""

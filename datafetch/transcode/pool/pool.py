@@ -274,7 +274,7 @@ class Transcoder:
             self._requeue(crash_report.requeue)
             if crash_report.culprit is not None:
                 self._run_in_background(self._blame(crash_report.culprit, self._crash_detail(status, cause)))
-            elif status == -signal.SIGKILL or not crash_report.suspects:
+            elif status in (-signal.SIGKILL, UNKNOWN_STATUS) or not crash_report.suspects:
                 await asyncio.sleep(_RESTART_PAUSE_S)  # what killed it without cause may do so again at once
             worker = await self._spawn([image for image in crash_report.suspects if not image.is_resolved])
 

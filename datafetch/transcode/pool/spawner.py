@@ -4,9 +4,9 @@ Theory of operation. ``spawn`` starts the fork server if there is none, has it f
 that it is ready. Each worker has a future, ``Process.status``, which is resolved exactly once:
 
 * with the status that the server reports, when the worker ends;
-* with ``-SIGKILL``, if the server itself ends: the kernel ends its workers with it;
-* with ``UNKNOWN_STATUS``, if the server does not report in time after a kill, or does not fork in time. Somebody may
-  have stopped it. It is then killed, its workers die with it, and the next ``spawn`` starts another server.
+* with ``UNKNOWN_STATUS``, if the server itself ends, since the kernel ends its workers with it; or if the server does
+  not report in time after a kill, or does not fork in time. Somebody may have stopped it. It is then killed, and the
+  next ``spawn`` starts another server.
 
 So the caller that kills a worker can await its status without a timeout.
 
@@ -227,7 +227,6 @@ class _ForkServerHandle:
     ) -> None:
         self.is_gone = False
         self.has_spawned = False
-        self._status_when_gone = -signal.SIGKILL  # the kernel ends its workers with it
         self._process = process
         self._reader = reader
         self._writer = writer  # kept, because its deallocation closes the stream
@@ -300,7 +299,6 @@ class _ForkServerHandle:
             return
         _log.warning("the process that starts codec processes did not respond; it is replaced")
         self.is_gone = True
-        self._status_when_gone = UNKNOWN_STATUS
         with suppress(ProcessLookupError):
             self._process.kill()
         self._writer.transport.abort()
@@ -332,7 +330,7 @@ class _ForkServerHandle:
                 _set_status(self._statuses.pop(number), status)
         self.is_gone = True
         for pending in self._statuses.values():
-            _set_status(pending, self._status_when_gone)
+            _set_status(pending, UNKNOWN_STATUS)  # the kernel ends its workers with it, if they had not ended before
 
 
 async def _fork(server: _ForkServerHandle, number: int) -> Process:

@@ -76,7 +76,7 @@ class Cause(Enum):
     INVALID_REPLY = auto()
     """The pool ended it, because of what it sent."""
     SERVER_LOST = auto()
-    """It ended with the fork server, which was killed because it did not respond. Perhaps it had ended before."""
+    """It ended with the fork server, which was killed, perhaps for not responding. It may have ended before."""
 
 
 @dataclass(frozen=True, slots=True)

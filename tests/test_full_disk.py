@@ -117,7 +117,7 @@ class Layout:
 LAYOUTS = {
     "all of it": Layout(lambda disk, _: RunFolders(disk / "root"), "size", _PAGE, 80 * _PAGE, _PAGE, 3),
     "scratch": Layout(
-        lambda disk, other: RunFolders(other / "root", disk / "scratch"), "size", _PAGE, 100 * _PAGE, _PAGE, 2
+        lambda disk, other: RunFolders(other / "root", disk / "scratch"), "size", _PAGE, 50 * _PAGE, _PAGE, 2
     ),
     "output": Layout(
         lambda disk, other: RunFolders(disk / "root", other / "scratch"), "size", _PAGE, 50 * _PAGE, _PAGE, 2

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import socket
 import ssl
-from collections.abc import Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from ipaddress import ip_network
 from typing import cast
 
@@ -15,7 +17,7 @@ from test_response_parser import answer_of
 
 from datafetch.demo.behaviours import BEHAVIOURS
 from datafetch.fetch import FetchPolicy, received_body
-from datafetch.fetch.connection import Endpoint, ResponseProtocol
+from datafetch.fetch.connection import Connection, Endpoint, ResponseProtocol
 from datafetch.fetch.connections import Connections
 from datafetch.fetch.dns.address_guard import AddressGuard
 from datafetch.fetch.dns.resolver import Resolver
@@ -116,10 +118,18 @@ async def test_a_head_counts_even_if_its_body_is_broken(pieces: int) -> None:
     assert (found.status, content, is_reusable) == (404, ProtocolError, False)
 
 
-@pytest.mark.both_loops
-@pytest.mark.parametrize("unasked", [b"", b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nwrong"], ids=["end", "answer"])
-async def test_data_that_arrives_before_a_request_is_not_its_response(unasked: bytes) -> None:
-    """A kept connection with unread data, or that has ended, is not used, even if the loop has not noticed yet."""
+@dataclass(frozen=True, slots=True)
+class _Connected:
+    """A connection of ``connections`` to an endpoint, and the server's end of it."""
+
+    connections: Connections
+    endpoint: Endpoint
+    connection: Connection
+    peer: socket.socket
+
+
+@asynccontextmanager
+async def _connected() -> AsyncIterator[_Connected]:
     resolver = Resolver(AddressGuard((ip_network("127.0.0.0/8"),)))
     tls = ssl.create_default_context()
     connections = Connections(FetchPolicy(), resolver, tls=tls, lax_tls=None, proxies=None)
@@ -127,37 +137,37 @@ async def test_data_that_arrives_before_a_request_is_not_its_response(unasked: b
         endpoint = Endpoint("127.0.0.1", listening.getsockname()[1], is_tls=False)
         connection = await connections.connect(endpoint)
         peer, _ = listening.accept()
-        connections.release(connection)
-        assert connections.take_idle(endpoint) is connection
-        connections.release(connection)
         with peer:
-            peer.sendall(unasked)
-            peer.shutdown(socket.SHUT_WR)
-            assert connections.take_idle(endpoint) is None
-            await connection.protocol.closed
+            yield _Connected(connections, endpoint, connection, peer)
     await connections.close()
     await resolver.close()
+
+
+@pytest.mark.both_loops
+@pytest.mark.parametrize("unasked", [b"", b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nwrong"], ids=["end", "answer"])
+async def test_data_that_arrives_before_a_request_is_not_its_response(unasked: bytes) -> None:
+    """A kept connection with unread data, or that has ended, is not used, even if the loop has not noticed yet."""
+    async with _connected() as ours:
+        ours.connections.release(ours.connection)
+        assert ours.connections.take_idle(ours.endpoint) is ours.connection
+        ours.connections.release(ours.connection)
+        ours.peer.sendall(unasked)
+        ours.peer.shutdown(socket.SHUT_WR)
+        assert ours.connections.take_idle(ours.endpoint) is None
+        await ours.connection.protocol.closed
 
 
 @pytest.mark.both_loops
 async def test_an_idle_connection_keeps_no_body() -> None:
     """Its memory is no longer reserved: with many idle connections, bodies would add up beyond the budget."""
-    resolver = Resolver(AddressGuard((ip_network("127.0.0.0/8"),)))
-    tls = ssl.create_default_context()
-    connections = Connections(FetchPolicy(), resolver, tls=tls, lax_tls=None, proxies=None)
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        endpoint = Endpoint("127.0.0.1", listening.getsockname()[1], is_tls=False)
-        connection = await connections.connect(endpoint)
-        peer, _ = listening.accept()
-        with peer:
-            connection.protocol.expect_response(60.0)
-            peer.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nbytes")
-            await connection.protocol.read_head()
-            body = connection.protocol.body
-            assert body is not None
-            await body.wait(5)
-            connections.release(connection)
-            assert connection.protocol.body is None
-            assert connections.take_idle(endpoint) is connection
-    await connections.close()
-    await resolver.close()
+    async with _connected() as ours:
+        protocol = ours.connection.protocol
+        protocol.expect_response(60.0)
+        ours.peer.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nbytes")
+        await protocol.read_head()
+        body = protocol.body
+        assert body is not None
+        await body.wait(5)
+        ours.connections.release(ours.connection)
+        assert ours.connection.protocol.body is None
+        assert ours.connections.take_idle(ours.endpoint) is ours.connection

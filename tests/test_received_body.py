@@ -92,7 +92,7 @@ async def test_the_first_error_ends_the_body() -> None:
 
 
 async def test_a_reader_that_was_cancelled_is_not_woken() -> None:
-    """Whoever reads next gets everything."""
+    """The next call of ``wait`` sees all that has arrived, before the cancellation and after."""
     body = _Socket().body()
     reading = asyncio.create_task(body.wait(100))
     await asyncio.sleep(0)

@@ -4,9 +4,9 @@ Theory of operation. ``spawn`` starts the fork server if there is none, has it f
 that it is ready. Each worker has a future, ``Process.status``, which is resolved exactly once:
 
 * with the status that the server reports, when the worker ends;
-* with ``UNKNOWN_STATUS``, if the server itself ends, since the kernel ends its workers with it; or if the server does
-  not report in time after a kill, or does not fork in time. Somebody may have stopped it. It is then killed, and the
-  next ``spawn`` starts another server.
+* with ``UNKNOWN_STATUS``, if the server has ended, because the kernel ends its workers with it. A server that does not
+  report in time after a kill, or does not fork in time, may have been stopped by somebody, and is killed. The next
+  ``spawn`` starts another one.
 
 So the caller that kills a worker can await its status without a timeout.
 

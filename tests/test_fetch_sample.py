@@ -655,7 +655,9 @@ def test_documents_come_out_the_same_after_a_kill_at_any_step(
         ]
 
     run_undisturbed(command(tmp_path / "undisturbed"), preloaded)
-    with Run(command(tmp_path / "killed"), dying_at_a_step("", step, tmp_path / "killed"), preloaded) as killed:
+    with Run(
+        command(tmp_path / "killed"), dying_at_a_step(" prepare mmc4-core ", step, tmp_path / "killed"), preloaded
+    ) as killed:
         assert killed.process.wait(PATIENCE_S) < 0
     run_undisturbed(command(tmp_path / "killed"), preloaded)
     undisturbed, resumed = (

@@ -277,7 +277,7 @@ def test_a_run_killed_at_any_step_resumes(
         *(sys.executable, "-m", "datafetch", "prepare", "llm-jp-pairs-step0", "--source", str(pairs.source)),
         *("--root", str(pairs.root), *OPTIONS),
     ]
-    with Run(command, dying_at_a_step("", step, pairs.root), preloaded) as killed:
+    with Run(command, dying_at_a_step(" prepare llm-jp-pairs-step0 ", step, pairs.root), preloaded) as killed:
         killed.process.wait(PATIENCE_S)
     assert killed.process.returncode != 0 or step > _CERTAIN_STEPS
     whole = pairs.expected(arriving)

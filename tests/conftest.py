@@ -8,8 +8,8 @@ import shutil
 import signal
 import subprocess
 import uuid
-import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -34,8 +34,8 @@ from datafetch.model.sample import Sample
 LOOPBACK = ("127.0.0.0/8",)
 _PATIENCE_S = 60.0
 _ROOT = Path(__file__).parent.parent
-_SLICES = 6  # of the matrix, some 180 tests each
-_ROTATING_SLICES = 4
+# Of tests with these marks the default set takes one in so many, in turn.
+_SLICES = {"matrix": 6, "rotating": 3}
 _PICTURES, _PICTURES_SEED = 66, 7
 
 # The duration of an example depends on the load of the machine.
@@ -47,10 +47,10 @@ settings.load_profile("datafetch")
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Add the options by which scripts/test selects a set of tests that takes minutes; without them every test runs."""
     parser.addoption(
-        "--default-set", action="store_true", help="leave out what is marked slow, and all but a slice of the matrix"
+        "--default-set", action="store_true", help="leave out what is slow, and all but a slice of matrix and rotating"
     )
-    parser.addoption("--rotate", action="store_true", help="leave out three quarters of what is marked rotating")
-    parser.addoption("--matrix-slice", type=int, metavar="N", help="which; by default the number of commits")
+    parser.addoption("--rotate", action="store_true", help="leave out all but a slice of what is slow and rotating")
+    parser.addoption("--slice", type=int, metavar="N", help="which; by default the number of commits")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -63,47 +63,60 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_report_header(config: pytest.Config) -> list[str]:
-    """Print the slice of the matrix, so that it can be run again."""
+    """Print the slice, so that it can be run again."""
     is_sliced = config.getoption("--default-set") or config.getoption("--rotate")
-    return [f"--matrix-slice {_matrix_slice(config)}"] if is_sliced else []
+    return [f"--slice {_chosen_slice(config)}"] if is_sliced else []
 
 
 _LONGEST = "test_recipe_demo.py"  # all of the recipe, built many times, for minutes
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """For the default set, deselect slow tests and all but one slice of the matrix, which changes with each commit.
+    """Deselect what the chosen set of tests leaves out, and measure coverage in a part of the others.
 
-    Likewise for ``--rotate``, all but one slice of the tests that are marked ``rotating``. Test modules with slow tests
-    come first: no process begins with a test of a minute when the others have nothing left to do.
+    Of the tests that rotate every n-th is taken, counted in the order in which they are written: so some of the cases
+    of each test are always among them, and all of them after n commits. Modules with slow tests come first: no process
+    begins with a test of a minute when the others have nothing left to do.
+
+    Coverage makes a test two to three times as expensive, so it is measured in what the default set runs, always the
+    same slice of it, and of slow tests in what they do in their own process.
     """
-    slices = {}
-    if config.getoption("--default-set"):
-        slices = {"matrix": _SLICES, "slow": 0}
-    elif config.getoption("--rotate"):
-        slices = {"rotating": _ROTATING_SLICES}
-    if not slices:
+    is_default_set = config.getoption("--default-set")
+    if not (is_default_set or config.getoption("--rotate")):
         return
-    number = _matrix_slice(config)
-    taken: list[pytest.Item] = []
-    left_out: list[pytest.Item] = []
+    taken = _select(items, _chosen_slice(config), is_default_set=is_default_set)
+    measured = set(_select(items, 0, is_default_set=True))
+    for item in taken:
+        if item not in measured and not item.get_closest_marker("slow"):
+            item.add_marker("no_cover")
+    config.hook.pytest_deselected(items=list(set(items) - set(taken)))
+    modules = {item.path for item in taken if item.get_closest_marker("slow")}
+    items[:] = sorted(taken, key=lambda item: (item.path.name != _LONGEST, item.path not in modules))
+
+
+def _select(items: Sequence[pytest.Item], number: int, *, is_default_set: bool) -> list[pytest.Item]:
+    counts: Counter[int] = Counter()
+    selected = []
     for item in items:
-        digest = zlib.crc32(item.nodeid.encode())
-        is_left_out = any(
-            item.get_closest_marker(mark) and (not count or digest % count != number % count)
-            for mark, count in slices.items()
-        )
-        (left_out if is_left_out else taken).append(item)
-    for mark in ("slow", "rotating"):
-        modules = {item.path for item in taken if item.get_closest_marker(mark)}
-        taken.sort(key=lambda item, first=modules: item.path not in first)  # type: ignore[misc]
-    taken.sort(key=lambda item: item.path.name != _LONGEST)
-    config.hook.pytest_deselected(items=left_out)
-    items[:] = taken
+        slices = _slices(item, is_default_set=is_default_set)
+        if slices and counts[slices] % slices == number % slices:
+            selected.append(item)
+        counts[slices] += 1
+    return selected
 
 
-def _matrix_slice(config: pytest.Config) -> int:
-    chosen: int | None = config.getoption("--matrix-slice")
+def _slices(item: pytest.Item, *, is_default_set: bool) -> int:
+    """Return of how many such tests one is taken; 0 is none."""
+    is_slow = item.get_closest_marker("slow") is not None
+    if is_slow and is_default_set:
+        return 0
+    if not (is_slow or is_default_set):
+        return 1
+    return max([slices for mark, slices in _SLICES.items() if item.get_closest_marker(mark)], default=1)
+
+
+def _chosen_slice(config: pytest.Config) -> int:
+    chosen: int | None = config.getoption("--slice")
     if chosen is not None:
         return chosen
     try:
@@ -226,9 +239,9 @@ def sample() -> Sample:
 
 
 @pytest.fixture(autouse=True)
-def _slow_without_coverage(request: pytest.FixtureRequest) -> None:
-    """Don't measure coverage in processes of slow tests: it takes them half as long again, and others run the code."""
-    if request.node.get_closest_marker("slow"):
+def _unmeasured_processes(request: pytest.FixtureRequest) -> None:
+    """Don't measure coverage in processes that are started by slow tests, or by those that aren't measured either."""
+    if request.node.get_closest_marker("slow") or request.node.get_closest_marker("no_cover"):
         request.getfixturevalue("without_coverage")
 
 

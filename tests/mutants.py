@@ -435,7 +435,7 @@ def _first_failure(project: Path, arguments: Sequence[str]) -> str:
         subprocess.TimeoutExpired: The machine is too busy to decide.
     """
     command = [
-        *(sys.executable, "-m", "pytest", "-q", "-x", "--no-header", "--matrix-slice=0"),
+        *(sys.executable, "-m", "pytest", "-q", "-x", "--no-header", "--slice=0"),
         "--ignore=tests/test_mutants.py",  # which fails with every fault
         *arguments,
     ]

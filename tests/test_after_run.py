@@ -62,6 +62,7 @@ SHARDS = st.lists(st.lists(st.integers(0, 1), max_size=12), min_size=1, max_size
 )
 
 
+@pytest.mark.rotating
 @settings(max_examples=30)
 @given(first=SHARDS, data=st.data(), shuffle=st.sampled_from([None, 0, 7]))
 def test_retries_make_no_difference_to_resharded_output(

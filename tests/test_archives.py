@@ -109,6 +109,7 @@ def test_the_images_of_a_remote_archive_become_files(tmp_path: Path, archive: Pa
     assert run(job).totals.ok == 60  # and without a server
 
 
+@pytest.mark.rotating
 def test_a_local_archive_and_an_unpacked_one_give_the_same_files(tmp_path: Path, archive: Path) -> None:
     """The folder may be the one with the images, or one above it."""
     with zipfile.ZipFile(archive) as opened:
@@ -250,6 +251,7 @@ def test_visual_genome_has_two_archives(tmp_path: Path) -> None:
     assert files(job) == {"VG_100K/1.jpg": IMAGES["000000000001.jpg"], "VG_100K_2/2.jpg": IMAGES["000000000002.jpg"]}
 
 
+@pytest.mark.rotating
 def test_odd_archives_are_read(tmp_path: Path) -> None:
     """With numbers of 64 bits, bytes before, between and behind, comments, descriptors, deflate and deflate64."""
     images = list(IMAGES.items())
@@ -306,6 +308,7 @@ def bad_members() -> dict[str, tuple[Crafted, str]]:
     }
 
 
+@pytest.mark.rotating
 def test_members_that_can_not_be_taken_have_an_outcome(tmp_path: Path) -> None:
     """Each is listed with its reason, nothing of it is written, and its neighbours arrive."""
     bad = bad_members()
@@ -677,6 +680,7 @@ def test_a_wrong_checksum_is_retried(tmp_path: Path) -> None:
     assert retry(job.out).retried == 0
 
 
+@pytest.mark.rotating
 def test_a_retry_takes_members_from_the_archive(
     tmp_path: Path, large_archive: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -756,6 +760,7 @@ def _local_headers(content: bytes) -> list[int]:
     return found
 
 
+@pytest.mark.rotating
 @pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(1, 6))])
 def test_mutated_archives_end_each_member_in_one_outcome(tmp_path: Path, seed: int) -> None:
     """Nothing is written outside of the folder, nothing that the archive does not have, and no run ends in a bug."""
@@ -812,6 +817,7 @@ def members_in(archive: Path, requests: Sequence[SeenRequest]) -> set[str]:
     return {name for name, (start, stop) in spans.items() if any(low < stop and start < high for low, high in ranges)}
 
 
+@pytest.mark.rotating
 @pytest.mark.slow
 def test_a_run_killed_ten_times_fetches_no_member_twice(tmp_path: Path, preloaded: PreloadedCommand) -> None:
     """After each kill, nothing is asked for that had an outcome; in the end the tree is that of an undisturbed run."""

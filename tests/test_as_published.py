@@ -58,6 +58,7 @@ def without_image(row: dict[str, Any]) -> str:
     return repr({**row, "image_info": images})
 
 
+@pytest.mark.rotating
 def test_odd_values_are_unchanged(tmp_path: Path, own_origin: Origin, pictures: Pictures) -> None:
     """All values that Python's json reads survive spool, ledger, failed samples, retry and resharding."""
     name = next(name for name in pictures[1] if name.endswith(".jpg"))

@@ -126,6 +126,7 @@ def test_the_comparison_in_the_documents_is_what_its_records_make() -> None:
     }
 
 
+@pytest.mark.rotating
 def test_the_newest_records_are_stated(project: Path) -> None:
     """Medians of the measured runs of the newest record of each match stand in the table, the page and the figure."""
     done = state(project)
@@ -145,6 +146,7 @@ def test_the_newest_records_are_stated(project: Path) -> None:
     assert {"1,234", "300", "200", "20"} <= {text.text for text in figure.iter("{http://www.w3.org/2000/svg}text")}
 
 
+@pytest.mark.rotating
 def test_stating_again_changes_nothing(project: Path) -> None:
     """The same records make the same bytes."""
     state(project)
@@ -153,6 +155,7 @@ def test_stating_again_changes_nothing(project: Path) -> None:
     assert {path: path.read_bytes() for path in project.rglob("*") if path.is_file()} == written
 
 
+@pytest.mark.rotating
 def test_nothing_is_stated_without_records(project: Path) -> None:
     """Where nothing was measured, the documents stay, and a line says what to do."""
     before = (project / "README.md").read_bytes()

@@ -135,6 +135,7 @@ def tls(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ssl.SSLContext]:
         yield context
 
 
+@pytest.mark.rotating
 @pytest.mark.both_loops
 @pytest.mark.parametrize(
     "size_bytes", [1, 900_000, pytest.param(32 * _MEBIBYTE, marks=pytest.mark.slow)], ids=["1", "900 kB", "32 MiB"]

@@ -85,6 +85,7 @@ def start_and_wait_for_images(command: list[str], tmp_path: Path) -> subprocess.
     return process
 
 
+@pytest.mark.rotating
 @pytest.mark.parametrize("signal_number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_an_interrupted_run_resumes(
     tmp_path: Path, command: list[str], source: CoyoSource, own_origin: Origin, signal_number: signal.Signals
@@ -222,6 +223,7 @@ def test_an_interrupted_command_says_whether_it_can_be_resumed(
     assert capfd.readouterr().err.splitlines()[-1] == f"datafetch: {message}"
 
 
+@pytest.mark.rotating
 def test_a_closed_pipe_does_not_end_a_run(tmp_path: Path, origin: Origin, pictures: Pictures) -> None:
     """A run completes even if nothing reads its standard output and standard error any more."""
     source = write_coyo_source(tmp_path / "source", [origin.url("well", pictures[1][0], tmp_path.name)])
@@ -361,6 +363,7 @@ def test_a_root_that_cannot_be_written_is_exit_4(
     assert capfd.readouterr().err.startswith("datafetch: cannot write")
 
 
+@pytest.mark.rotating
 def test_an_error_that_cannot_be_printed_does_not_change_the_exit_code() -> None:
     """Standard error may be a file on the very disk that is full."""
     with Path("/dev/full").open("w") as full:
@@ -472,6 +475,7 @@ def test_a_shell_completes_commands_datasets_options_and_values(
     assert set(capfd.readouterr().out.split()) == completed
 
 
+@pytest.mark.rotating
 def test_a_shell_completes_by_starting_the_command() -> None:
     """Its environment says what was typed."""
     answer = subprocess.run(
@@ -510,6 +514,7 @@ def test_option_names_are_unique() -> None:
             assert takes_value.setdefault(one.name, one.default is not False) == (one.default is not False)
 
 
+@pytest.mark.rotating
 def test_help_and_errors_load_no_heavy_modules() -> None:
     """The network stack, Arrow, NumPy and Pillow take most of a second to load, so only commands that need them do."""
     ask = "import sys; from datafetch.cli.app import main; main([sys.argv[1]]); print(*sys.modules, file=sys.stderr)"
@@ -580,6 +585,7 @@ def test_rates_are_parsed(text: str, bytes_per_s: int) -> None:
     assert parse_rate("--max-rate", text) == bytes_per_s
 
 
+@pytest.mark.rotating
 @pytest.mark.parametrize("times", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_the_demo_passes_its_own_checks(tmp_path: Path, times: int) -> None:
     """It can be run from any folder, and repeated: the summary goes to standard output, the table to standard error."""

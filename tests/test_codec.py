@@ -24,6 +24,7 @@ RECEIVED = ImageSpec(encode=Encoding.RECEIVED)
 pytestmark = [pytest.mark.simd, pytest.mark.usefixtures("_pillow_as_in_workers")]
 
 
+@pytest.mark.rotating
 def test_the_recipe_byte_for_byte_on_photographs(pictures: tuple[Path, list[str]]) -> None:
     """Photograph-like pictures without EXIF, in the web's mix of formats, give the recipe's JPEG."""
     folder, names = pictures
@@ -80,6 +81,7 @@ def test_half_an_image_is_truncated(name: str, tenths: int) -> None:
     assert outcome.kind is FailureKind.TRUNCATED
 
 
+@pytest.mark.rotating
 @pytest.mark.parametrize("spec", [VILA, RECEIVED])
 def test_too_many_pixels_are_refused_from_the_header(spec: ImageSpec) -> None:
     """A decompression bomb is refused by its size, before its pixels are allocated."""
@@ -136,6 +138,7 @@ def test_a_tiff_with_huge_tiles_is_refused(spec: ImageSpec) -> None:
     assert outcome.kind is FailureKind.TOO_MANY_PIXELS
 
 
+@pytest.mark.rotating
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("spec", [ImageSpec(), ImageSpec(pixels=Pixels.CORRECT), RECEIVED])
 def test_the_limit_holds_for_every_kind_of_image(spec: ImageSpec) -> None:

@@ -79,6 +79,7 @@ def test_mutated_bytes_give_the_same_kind_of_outcome_with_every_spec(
     assert capfd.readouterr() == ("", "") or kind.startswith(("TIFF", "AVIF"))
 
 
+@pytest.mark.rotating
 @pytest.mark.usefixtures("_pillow_as_in_workers")
 @pytest.mark.filterwarnings("ignore")
 def test_the_details_of_damage_are_few() -> None:

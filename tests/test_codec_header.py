@@ -102,6 +102,7 @@ def test_values_beyond_the_end_are_not_counted() -> None:
     assert isinstance(transcode(with_segment(JPEG, 0xE1, lies), PLAIN), Encoded)
 
 
+@pytest.mark.rotating
 def test_no_kind_of_image_has_oversized_tags() -> None:
     """Neither complete nor cut-off files of any kind are refused, and nothing raises."""
     for kind, make in KINDS.items():

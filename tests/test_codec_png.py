@@ -58,6 +58,7 @@ def _outcome(body: bytes, spec: ImageSpec) -> Encoded:
     return outcome
 
 
+@pytest.mark.rotating
 @pytest.mark.parametrize(
     "spec", [RECIPE, CORRECT, ImageSpec(encode=Encoding.ORIGINAL)], ids=["recipe", "correct", "kept"]
 )

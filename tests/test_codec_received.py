@@ -74,6 +74,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("received")
 
 
+@pytest.mark.rotating
 @settings(max_examples=600)
 @given(kind=st.sampled_from(list(KINDS)), missing=st.integers(1, 24) | st.integers(1, 100_000))
 def test_a_cut_off_file_is_kept_exactly_if_the_trainer_can_open_it(folder: Path, kind: str, missing: int) -> None:
@@ -182,6 +183,7 @@ def test_min_pixels_is_an_integer_up_to_max_pixels(wrong: Any) -> None:
     assert ImageSpec(max_pixels=10, min_pixels=10).min_pixels == 10
 
 
+@pytest.mark.rotating
 @pytest.mark.parametrize("spec", [COVERS, replace(COVERS, encode=Encoding.RECIPE)], ids=["received", "recipe"])
 def test_an_image_of_one_pixel_is_a_placeholder_in_every_format(spec: ImageSpec) -> None:
     """It is refused by its size, before it is decoded. Two pixels, in either direction, are an image."""
@@ -211,6 +213,7 @@ def test_a_placeholder_is_refused_without_decoding_it(name: str, monkeypatch: py
     assert outcome.kind is FailureKind.PLACEHOLDER
 
 
+@pytest.mark.rotating
 async def test_placeholders_are_refused_by_the_pool() -> None:
     """Intact images of every format, between the placeholders, are kept."""
     names = supported_formats() * 5
@@ -235,6 +238,7 @@ def _long_png() -> bytes:
     return saved(paint((48, 40), 4), "PNG") + random.Random(4).randbytes(12 * MIB)
 
 
+@pytest.mark.rotating
 @pytest.mark.parametrize(("large", "max_pixels"), [(_large_bmp, 2896 * 2896), (_long_png, 48 * 40)])
 async def test_a_large_body_is_kept_whole_by_the_pool(large: Callable[[], bytes], max_pixels: int) -> None:
     """The shared buffer holds it twice, beyond its usual size and the longest JPEG; small bodies pass as well."""

@@ -73,6 +73,7 @@ MODES = {
 }
 
 
+@pytest.mark.rotating
 @pytest.mark.parametrize("size_px", [(337, 336), (336, 336), (337, 337), (401, 1203), (1000, 353), (1, 700)])
 @pytest.mark.parametrize(
     ("name", "mode"), [(name, mode) for name in supported_formats() for mode in MODES.get(name, [])]

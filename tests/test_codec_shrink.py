@@ -76,6 +76,7 @@ def psnr_db(one: npt.NDArray[np.float64], other: npt.NDArray[np.float64]) -> flo
     return float("inf") if squares == 0 else 10 * float(np.log10(255**2 / squares))
 
 
+@pytest.mark.rotating
 @pytest.mark.parametrize("rule", [Pixels.RECIPE, Pixels.CORRECT])
 @pytest.mark.parametrize(
     ("picture", "min_db"), [(photograph, 47), (gradient, 45), (text_lines, 29), (noise, 31), (rings, 31)]

@@ -142,6 +142,7 @@ def test_an_output_that_cannot_be_written_stops_the_run(layout: OutputLayout) ->
     assert layout.spool("part-00000").exists()
 
 
+@pytest.mark.rotating
 def test_publishing_can_be_killed_anywhere(tmp_path: Path) -> None:
     """Killed before any file operation, it is completed by the next process; until then no count is that of other rows.
 
@@ -180,6 +181,7 @@ def test_publishing_can_be_killed_anywhere(tmp_path: Path) -> None:
         assert not [*layout.ready.iterdir()]
 
 
+@pytest.mark.rotating
 async def test_in_a_process_of_its_own(layout: OutputLayout) -> None:
     """The process returns the counts, or the error that occurred."""
     commit = await asyncio.to_thread(lambda: asyncio.run(asyncio.to_thread(spool, layout, [make_outcome(0), GONE])))
@@ -192,6 +194,7 @@ async def test_in_a_process_of_its_own(layout: OutputLayout) -> None:
             await commit_in_process(replace(commit, shard="part-00009"))
 
 
+@pytest.mark.rotating
 @pytest.mark.both_loops
 async def test_a_process_stays_for_the_next_shard(layout: OutputLayout) -> None:
     """Starting one takes as long as writing hundreds of rows. Of several at once, one stays; in the end none does."""
@@ -207,6 +210,7 @@ async def test_a_process_stays_for_the_next_shard(layout: OutputLayout) -> None:
     assert len(list(layout.ledgers.iterdir())) == len(commits)
 
 
+@pytest.mark.rotating
 async def test_a_shard_waits_for_a_process_at_work_before_another_is_started(
     layout: OutputLayout, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -221,6 +225,7 @@ async def test_a_shard_waits_for_a_process_at_work_before_another_is_started(
     assert len(list(layout.ledgers.iterdir())) == len(commits)
 
 
+@pytest.mark.rotating
 @pytest.mark.both_loops
 @pytest.mark.parametrize("is_noticed", [False, True])
 async def test_a_process_that_was_killed_while_idle_is_replaced(layout: OutputLayout, is_noticed: bool) -> None:
@@ -253,6 +258,7 @@ async def _commit_in_process(commit: Commit) -> ShardCounts:
         return await commit_in_process(commit)
 
 
+@pytest.mark.rotating
 def test_a_process_returns_the_counts_of_the_commit(layout: OutputLayout, tmp_path: Path) -> None:
     """The counts of a commit process are complete, including those of the manifest's scan."""
     commit = replace(spool(layout, [make_outcome(number) for number in range(5)]), notes={"bad_lines": 3})

@@ -70,6 +70,7 @@ def test_a_request_that_hangs_makes_room_for_another() -> None:
     assert (world.concurrency.slots, world.concurrency.connections) == (64, 64)
 
 
+@pytest.mark.rotating
 def test_overloads_lower_the_number() -> None:
     """If connections time out on hosts that were healthy, and fewer connections help, fewer are used."""
     world = _World(_auto)
@@ -88,6 +89,7 @@ def test_a_constant_share_of_failures_does_not_lower_the_number() -> None:
     assert world.concurrency.connections >= 150
 
 
+@pytest.mark.rotating
 def test_failures_that_fewer_connections_do_not_reduce_restore_the_number() -> None:
     """If fewer connections don't make for fewer failures, the number goes back to what it was."""
     world = _World(_auto)
@@ -97,6 +99,7 @@ def test_failures_that_fewer_connections_do_not_reduce_restore_the_number() -> N
     assert world.concurrency.connections >= before * 0.7
 
 
+@pytest.mark.rotating
 @pytest.mark.parametrize("wanted", [None, 256])
 def test_descriptor_pressure_takes_effect_at_once_and_passes(wanted: int | None) -> None:
     """A fixed number is lowered too, and what was taken returns slowly."""

@@ -96,6 +96,7 @@ def _cuts(data: bytes) -> Iterator[Sequence[bytes]]:
         yield [data[:position], data[position:]] if position else [data]
 
 
+@pytest.mark.rotating
 @pytest.mark.parametrize("buffer_bytes", [received_body._MAX_BYTES_BEYOND_ROOM, 32], ids=["at once", "with pauses"])
 @pytest.mark.parametrize("name", sorted(name for name, row in BEHAVIOURS.items() if not row.waits))
 async def test_how_a_response_is_cut_makes_no_difference_to_its_reader(

@@ -117,6 +117,7 @@ def write_source(dataset: str, folder: Path, mix: Mix, samples: int) -> int:
     return len(published)
 
 
+@pytest.mark.rotating
 @pytest.mark.parametrize("samples", [300, pytest.param(2000, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     ("dataset", "options"),

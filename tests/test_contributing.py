@@ -105,6 +105,7 @@ def test_the_example_of_a_failure_kind_works(tmp_path: Path, origin: Origin) -> 
     assert finished.stdout.strip() == "web_page"
 
 
+@pytest.mark.rotating
 def test_the_example_of_an_option_works(tmp_path: Path, origin: Origin) -> None:
     """The command takes the option, and the fetcher obeys it."""
     apply_section("Add an option", tmp_path)
@@ -112,6 +113,7 @@ def test_the_example_of_an_option_works(tmp_path: Path, origin: Origin) -> None:
     assert prepare(tmp_path, urls, "--max-redirects", "0") == {"too_many_redirects": 1}
 
 
+@pytest.mark.rotating
 def test_the_example_of_a_dataset_works(tmp_path: Path, origin: Origin) -> None:
     """It writes a pickle for each of its files, and has at most the page's limit of 80 lines."""
     apply_section("Add a dataset", tmp_path)
@@ -140,6 +142,7 @@ def test_the_example_of_a_dataset_fulfils_the_contract(tmp_path: Path) -> None:
     check_contract(tmp_path, "test_datasets.py", "tsv-pairs")
 
 
+@pytest.mark.rotating
 @pytest.mark.slow
 def test_the_example_of_an_output_format_works(tmp_path: Path, origin: Origin) -> None:
     """Its files are where the trainer looks, a second run finds them, and a retry adds to them."""

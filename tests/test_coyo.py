@@ -84,6 +84,7 @@ def test_without_ids_the_published_selection_is_made(tmp_path: Path) -> None:
     assert manifest.id_list_result([], {}) is None
 
 
+@pytest.mark.rotating
 @settings(max_examples=50)
 @given(st.lists(st.integers(50, 70), max_size=60))
 def test_the_published_selection_for_any_similarities(

@@ -134,6 +134,7 @@ def test_odd_sizes_are_shrunk(mode: str, size_px: tuple[int, int], target_px: tu
     assert small.getcolors() == [(target_px[0] * target_px[1], colour[0] if mode == "L" else colour)]
 
 
+@pytest.mark.rotating
 @pytest.mark.parametrize("rule", Pixels)
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_of_file_is_shrunk_fast(kind: str, rule: Pixels) -> None:
@@ -151,6 +152,7 @@ def test_every_kind_of_file_is_shrunk_fast(kind: str, rule: Pixels) -> None:
     assert np.abs(samples_of(nearly) - samples_of(small)).max() <= 4
 
 
+@pytest.mark.rotating
 @pytest.mark.slow  # each takes a second or more; those of odd sizes are tested above
 @pytest.mark.parametrize("size_px", [(9459, 9459), (37, 2_418_337), (2_418_337, 37)])
 async def test_the_largest_images_are_shrunk_within_the_limits(size_px: tuple[int, int]) -> None:
@@ -163,6 +165,7 @@ async def test_the_largest_images_are_shrunk_within_the_limits(size_px: tuple[in
     assert (outcome.width_px, outcome.height_px) == shrunk_size_px(size_px, short_side_px)
 
 
+@pytest.mark.rotating
 def test_without_the_extra_one_line_says_what_to_install(tmp_path: Path) -> None:
     """The command refuses the option before anything is read; only images that are shrunk need the library."""
     arguments = ["prepare", "coyo", "--source", str(tmp_path), "--root", str(tmp_path / "root"), "--resize", "fast"]

@@ -334,6 +334,7 @@ def test_max_sample_bytes_may_be_raised_later(job: Job, web: Web, tmp_path: Path
     assert len(read_rows(job)[0]["image_info"]) == 2
 
 
+@pytest.mark.rotating
 @pytest.mark.parametrize(("connections", "late"), [(1, 3), (32, 0), (32, 1), (32, 2)])
 def test_which_images_exceed_the_limit_depends_only_on_their_order(
     job: Job, web: Web, tmp_path: Path, connections: int, late: int
@@ -378,6 +379,7 @@ async def test_cancelled_fetches_release_everything(web: Web) -> None:
         assert not isinstance(await fetch(web.url(999)), Failure)
 
 
+@pytest.mark.rotating
 def test_a_run_requests_each_url_once(job: Job, web: Web, tmp_path: Path) -> None:
     """Within a document, in concurrent documents, in open shards and long afterwards; also if the request failed."""
     logo, banner, gone = web.url(0), web.url(1), web.url(2, "missing")
@@ -538,6 +540,7 @@ def test_indices_of_kept_documents_select_rows(job: Job, web: Web, tmp_path: Pat
         retry(job.out)
 
 
+@pytest.mark.rotating
 @pytest.mark.parametrize(("documents", "most_open"), [(100, 64), (4000, 5), (5000, 4)])
 async def test_more_shards_are_open_if_they_are_small(tmp_path: Path, documents: int, most_open: int) -> None:
     """Four large shards are open at once, or more small ones; the next is opened when one is published."""
@@ -632,6 +635,7 @@ async def test_samples_in_progress_are_bounded_in_bytes(tmp_path: Path) -> None:
     await feed.close()
 
 
+@pytest.mark.rotating
 @pytest.mark.parametrize("step", [30, *(pytest.param(step, marks=pytest.mark.slow) for step in (6, 18, 42, 54))])
 def test_documents_come_out_the_same_after_a_kill_at_any_step(
     tmp_path: Path, web: Web, preloaded: PreloadedCommand, step: int

@@ -41,6 +41,7 @@ def fetch(script: str, *arguments: object) -> dict[str, object]:
     return summary
 
 
+@pytest.mark.rotating
 @pytest.mark.parametrize(
     ("script", "dataset", "between", "rows"),
     [
@@ -69,6 +70,7 @@ def test_each_script_fetches_its_dataset(
     assert main(["verify", out, "--world-size", "1", "--batch", "1", "--group", "1"]) == 0
 
 
+@pytest.mark.rotating
 @pytest.mark.slow
 def test_the_script_for_pairs_also_fetches_step_0(tmp_path: Path, authority: str) -> None:
     """One source has two datasets; what it writes of either passes ``verify``."""
@@ -85,6 +87,7 @@ def test_the_script_for_pairs_also_fetches_step_0(tmp_path: Path, authority: str
         assert main(["verify", out, "--world-size", "1", "--batch", "1", "--group", "1"]) == 0
 
 
+@pytest.mark.rotating
 @pytest.mark.slow  # four sets, two ways
 def test_the_script_for_image_sets_fetches_what_lists_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """All four sets, from wherever the environment says, with one list or without."""
@@ -109,6 +112,7 @@ def test_the_script_for_image_sets_fetches_what_lists_name(tmp_path: Path, monke
     assert len(images(tmp_path / "all")) == 8
 
 
+@pytest.mark.rotating
 def test_the_script_for_synthdog_ja_takes_as_many_rows_as_it_is_told(tmp_path: Path) -> None:
     """The published files have more than the tiny one."""
     source = place_source("synthdog-ja", tmp_path)
@@ -117,6 +121,7 @@ def test_the_script_for_synthdog_ja_takes_as_many_rows_as_it_is_told(tmp_path: P
     assert len(images(tmp_path / "root")) == 2
 
 
+@pytest.mark.rotating
 def test_the_script_for_training_lists_makes_those_that_are_there(tmp_path: Path) -> None:
     """Each of what the image sets have; the lists pass the check."""
     lists = {"llava-v1.5-subset": 4, "ja-vg-vqa": 2}
@@ -135,6 +140,7 @@ def images(root: Path) -> set[str]:
     return {path.relative_to(root).as_posix() for path in root.rglob("*.jpg")}
 
 
+@pytest.mark.rotating
 @pytest.mark.slow  # two runs; those without these options are in the default set
 def test_options_about_lines_apply_only_to_step_1(tmp_path: Path, authority: str) -> None:
     """Step 0 has a list with fixed keys."""

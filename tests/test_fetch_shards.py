@@ -103,6 +103,7 @@ def ledger_of(layout: OutputLayout) -> list[dict[str, Any]]:
     return [{name: value for name, value in line.items() if name != "fetch_ms"} for line in lines]
 
 
+@pytest.mark.rotating
 def test_two_processes_and_finish_produce_what_one_run_does(trial: Trial, folders: RunFolders, trial_job: Job) -> None:
     """Two concurrent processes fetch different shards, and no URL is requested twice."""
     stored_images = StoredImages(trial, folders)
@@ -117,6 +118,7 @@ def test_two_processes_and_finish_produce_what_one_run_does(trial: Trial, folder
     assert not folders.layout.shard_progress_folder.exists()
 
 
+@pytest.mark.rotating
 @pytest.mark.slow
 def test_a_killed_process_can_be_repeated(trial: Trial, folders: RunFolders, trial_job: Job) -> None:
     """A process is killed ever later, next to one that is not, until it completes. Nothing is lost."""
@@ -153,6 +155,7 @@ def job(tmp_path: Path, source: CoyoSource) -> Job:
     return coyo_job(source, tmp_path / "apart" / "out", fetch=POLICY, processes=None)
 
 
+@pytest.mark.rotating
 @pytest.mark.parametrize(
     "settings",
     [
@@ -191,6 +194,7 @@ def authority(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         yield urlsplit(origin.url("", "")).netloc
 
 
+@pytest.mark.rotating
 @pytest.mark.parametrize("name", sorted(DATASETS))
 def test_every_dataset_can_be_fetched_shard_by_shard(tmp_path: Path, authority: str, name: str) -> None:
     """Fetched last shard first, the files and the trainer's list are those of one run."""
@@ -225,6 +229,7 @@ def tree_of(folder: Path) -> dict[str, bytes]:
     return {str(path): (folder / path).read_bytes() for path in paths if not path.parts[0].endswith(".datafetch")}
 
 
+@pytest.mark.rotating
 def test_all_shards_are_fetched_by_default(tmp_path: Path, job: Job) -> None:
     """The report equals that of a run; a second call and a run find the shards and request nothing."""
     fetched = fetch_shards(job)
@@ -279,6 +284,7 @@ async def at_work(work: Callable[[Backends], Any]) -> AsyncIterator[asyncio.Task
     await task
 
 
+@pytest.mark.rotating
 async def test_only_other_shards_can_be_fetched_at_the_same_time(job: Job) -> None:
     """Work on the same shard, or on the whole output, is refused meanwhile, and nothing is lost."""
     first, second, third = await asyncio.to_thread(shard_names, job)
@@ -317,6 +323,7 @@ async def test_a_run_excludes_fetching_shards_and_finishing(job: Job) -> None:
                 await work
 
 
+@pytest.mark.rotating
 async def test_status_shows_all_processes_at_work(job: Job) -> None:
     """The expected number of images is known once they cover all shards; afterwards the run is interrupted."""
     first, second, third = await asyncio.to_thread(shard_names, job)
@@ -339,6 +346,7 @@ async def test_status_shows_all_processes_at_work(job: Job) -> None:
     assert (done.state, done.expected_images) == (RunState.COMPLETE, 132)
 
 
+@pytest.mark.rotating
 def test_finish_reports_the_number_of_missing_shards(job: Job) -> None:
     """The error names the first one. If nothing has been fetched, ``finish`` creates nothing."""
     names = shard_names(job)
@@ -360,6 +368,7 @@ def test_finish_reports_the_number_of_missing_shards(job: Job) -> None:
     assert finish(job).totals.ok == 132
 
 
+@pytest.mark.rotating
 def test_a_shard_that_lost_a_file_makes_a_complete_output_incomplete(job: Job) -> None:
     """While it is fetched again, and until ``finish``: the report and the trainer's list are those of before."""
     names = shard_names(job)
@@ -438,6 +447,7 @@ def test_an_observer_that_is_no_coroutine_function_is_refused(job: Job) -> None:
     assert not OutputLayout(Path(job.out)).report.exists()
 
 
+@pytest.mark.rotating
 def test_observers_do_not_affect_one_another(job: Job, caplog: pytest.LogCaptureFixture) -> None:
     """An observer that fails is logged, and the others observe until the end, of ``finish`` as well."""
     seen: list[tuple[str, int]] = []

@@ -104,6 +104,7 @@ async def test_only_failures_that_may_pass_are_retried(
     assert [counts["/" + url.split("/", 3)[3]] for url in (missing, broken, flaky)] == [1, 3, 2]
 
 
+@pytest.mark.rotating
 async def test_queueing_does_not_count_against_the_host(origin: Origin, pictures: Pictures) -> None:
     """Three slow answers through one connection take longer than the timeout, and all arrive."""
     policy = FetchPolicy(allow_net=LOOPBACK, connections=1, timeout_s=2.5, retries=0)

@@ -50,6 +50,7 @@ def as_seen(name: str) -> str:
     return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
 
 
+@pytest.mark.rotating
 @given(st.lists(st.none() | st.sampled_from(_NAMES), max_size=12))
 def test_of_names_that_clash_the_first_is_accepted(names: list[str | None]) -> None:
     """A name is refused if and only if an accepted one before it is the same file, its folder, or below it."""

@@ -174,6 +174,7 @@ async def test_a_call_ends_in_time_with_the_attempts_that_were_made(server: _Pic
     assert "/held/second" not in server.paths
 
 
+@pytest.mark.rotating
 def test_what_is_missing_at_that_time_fails_and_a_retry_fetches_it(tmp_path: Path, server: _Pictures) -> None:
     """The output is complete at once, and after the retry it is that of a run without a limit, to the byte."""
     paths = [f"/{kind}/{number}" for number in range(6) for kind in ("well", "held")]
@@ -192,6 +193,7 @@ def test_what_is_missing_at_that_time_fails_and_a_retry_fetches_it(tmp_path: Pat
     assert _shards(job) == _shards(undisturbed)
 
 
+@pytest.mark.rotating
 def test_after_that_time_nothing_is_requested(
     tmp_path: Path, server: _Pictures, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -213,6 +215,7 @@ def test_after_that_time_nothing_is_requested(
     assert retry(job.out).totals.outcomes == {"ok": 500}
 
 
+@pytest.mark.rotating
 @pytest.mark.parametrize("keep_at_least", [None, 1])
 def test_documents_are_retried_as_a_whole(tmp_path: Path, server: _Pictures, keep_at_least: int | None) -> None:
     """With some of their images, or with none; after the retry they are those of a run without a limit."""
@@ -235,6 +238,7 @@ def test_documents_are_retried_as_a_whole(tmp_path: Path, server: _Pictures, kee
         assert _shards(ended) == _shards(undisturbed)
 
 
+@pytest.mark.rotating
 def test_members_of_an_archive_are_not_waited_for(tmp_path: Path, archive: Path) -> None:  # noqa: F811
     """Neither those that were not asked for, nor those on their way."""
     with ArchiveServer(archive) as server:
@@ -254,6 +258,7 @@ def test_members_of_an_archive_are_not_waited_for(tmp_path: Path, archive: Path)
     assert files(job) == IMAGES
 
 
+@pytest.mark.rotating
 @pytest.mark.usefixtures("_commands_in_threads")
 def test_the_command_says_that_it_is_time_and_a_retry_completes(
     tmp_path: Path, server: _Pictures, capfd: pytest.CaptureFixture[str]

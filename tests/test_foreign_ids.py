@@ -43,6 +43,7 @@ def test_ids_of_another_dataset_are_refused(
     assert json.loads(capfd.readouterr().out)["images"]["ok"] == 3
 
 
+@pytest.mark.rotating
 def test_indices_beyond_the_end_of_their_files_are_refused(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """Of interleaved documents, too; those that are left out by a filter have been found."""
     source = _ROOT / "data" / "mmc4-core" / "source"

@@ -50,6 +50,7 @@ def write(folder: Path, rows: list[dict[str, object]]) -> tuple[Path, Path]:
     return folder / "part-00000.pkl", folder / "part-00000.count"
 
 
+@pytest.mark.rotating
 @given(rows=ROWS)
 def test_a_shard_is_the_pickled_list_of_its_rows(
     tmp_path_factory: pytest.TempPathFactory, rows: list[dict[str, object]]
@@ -86,6 +87,7 @@ def test_an_unfinished_writer_can_be_closed(tmp_path: Path) -> None:
     writer.close()
 
 
+@pytest.mark.rotating
 @given(rows=ROWS)
 def test_rows_come_back_one_at_a_time(tmp_path_factory: pytest.TempPathFactory, rows: list[dict[str, object]]) -> None:
     """A shard's frames hold its rows, their sizes are known without reading them, and they are what a writer writes."""
@@ -262,6 +264,7 @@ def test_an_image_of_any_length_has_its_opcode(size: int) -> None:
         assert b"".join(frame) == encode_row({"image": pack(jpeg, payload)})
 
 
+@pytest.mark.rotating
 @given(rows=ROWS.filter(bool))
 def test_rows_are_streamed_as_they_stand(
     tmp_path_factory: pytest.TempPathFactory, rows: list[dict[str, object]]

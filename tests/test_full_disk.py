@@ -127,6 +127,7 @@ LAYOUTS = {
 """The last one runs out of files, some more each time: that strikes everywhere, from the first folder to the report."""
 
 
+@pytest.mark.rotating
 @pytest.mark.timeout(300)  # dozens of runs, each a second on an idle machine
 @pytest.mark.parametrize(
     "name", [name if name == "scratch" else pytest.param(name, marks=pytest.mark.slow) for name in LAYOUTS]
@@ -174,6 +175,7 @@ def test_a_full_disk_is_reported_in_the_same_words_by_every_library() -> None:
     assert messages == {"cannot write: No space left on device"}
 
 
+@pytest.mark.rotating
 @pytest.mark.slow
 def test_a_disk_that_becomes_read_only_loses_nothing(trial: Trial, tmp_path: Path) -> None:
     """During a run and before one: the run reports it, stops, and resumes when the disk is writable again."""
@@ -200,6 +202,7 @@ def test_a_disk_that_becomes_read_only_loses_nothing(trial: Trial, tmp_path: Pat
         trial.check_complete(folders)
 
 
+@pytest.mark.rotating
 @pytest.mark.slow  # a disk that becomes read-only fails at the same places
 def test_a_folder_that_loses_its_permissions_loses_nothing(trial: Trial, tmp_path: Path) -> None:
     """During a run and before one: the run reports it, stops, and resumes when it has permission again."""

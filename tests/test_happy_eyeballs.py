@@ -190,6 +190,7 @@ def test_descriptors_are_reserved_for_all_sockets_of_a_request(monkeypatch: pyte
     assert concurrency.affordable_connections(1000) == (1024 - concurrency._RESERVED_DESCRIPTORS) // _SOCKETS
 
 
+@pytest.mark.rotating
 @pytest.mark.both_loops
 async def test_names_with_sixty_silent_addresses_take_two_descriptors_each() -> None:
     """Of fifty concurrent requests to such names, each uses two descriptors and fails."""
@@ -215,6 +216,7 @@ def _descriptors(process: int | str = "self") -> int:
     return len(list(Path(f"/proc/{process}/fd").iterdir()))
 
 
+@pytest.mark.rotating
 @pytest.mark.slow
 def test_a_run_with_few_descriptors_survives_silent_addresses(tmp_path: Path) -> None:
     """With 1,024 descriptors and 150 names of 60 addresses, each image fails by itself and the run is a success."""

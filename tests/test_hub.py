@@ -47,6 +47,7 @@ def archive(images: dict[str, bytes]) -> bytes:
     return buffer.getvalue()
 
 
+@pytest.mark.rotating
 def test_a_list_is_downloaded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """To the hub's cache; a second run asks for no content, and a retry for nothing."""
     with HubServer({"llm-jp/llava-instruct-ja": {"llava_instruct_ja_156k.json": LIST, "README.md": b"x"}}) as hub:
@@ -67,6 +68,7 @@ def test_a_list_is_downloaded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert PLACE in OutputLayout(Path(job.out)).job.read_text()
 
 
+@pytest.mark.rotating
 def test_archives_are_read_by_ranges_where_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Only the lists are downloaded; the signed URL to which the hub redirects stands in no file."""
     images = {f"{number}.jpg": jpeg(number) for number in range(20)}
@@ -90,6 +92,7 @@ def test_archives_are_read_by_ranges_where_they_are(tmp_path: Path, monkeypatch:
     assert all(b"secret" not in path.read_bytes() for path in state.rglob("*") if path.is_file())
 
 
+@pytest.mark.rotating
 def test_only_as_many_files_are_downloaded_as_the_rows_need(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The names are those of the hub's listing."""
     (published,) = (DATA / "synthdog-ja/source").glob("*.parquet")
@@ -104,6 +107,7 @@ def test_only_as_many_files_are_downloaded_as_the_rows_need(tmp_path: Path, monk
         assert hub.contents() == [names[0]] or hub.contents() == [names[0], names[0]]
 
 
+@pytest.mark.rotating
 @pytest.mark.parametrize(
     ("status", "name", "message"),
     [
@@ -132,6 +136,7 @@ def test_a_refusal_says_what_to_do(
     assert not OutputLayout(Path(job.out)).state_folder.exists()
 
 
+@pytest.mark.rotating
 def test_a_token_opens_a_repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It comes from the environment, and stands in no file of the output."""
     name = "llm-jp/llava-instruct-ja"
@@ -146,6 +151,7 @@ def test_a_token_opens_a_repository(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert all(b"hunter2" not in path.read_bytes() for path in state.rglob("*") if path.is_file())
 
 
+@pytest.mark.rotating
 def test_what_the_repository_lacks_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also for a dataset that can't be read from the hub at all."""
     with HubServer({"llm-jp/llava-instruct-ja": {"other.json": b"[]"}}) as hub:
@@ -156,6 +162,7 @@ def test_what_the_repository_lacks_is_named(tmp_path: Path, monkeypatch: pytest.
                 run(replace(job, dataset=dataset))
 
 
+@pytest.mark.rotating
 @pytest.mark.slow
 def test_a_hub_that_does_not_answer_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """And the same command works later."""

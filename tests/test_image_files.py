@@ -170,6 +170,7 @@ def check_refused(pairs: Pairs, report: Report, arrived: Sequence[int], capfd: p
     assert dropped[-1]["reason"] == "an earlier record has the name of its folder as a file: 000000010.jpg/桜.jpg"
 
 
+@pytest.mark.rotating
 def test_the_output_passes_verify(pairs: Pairs) -> None:
     """``verify`` accepts the folder and the list, and finds a damaged image."""
     run(pairs.job())
@@ -238,6 +239,7 @@ def test_third_party_files_are_kept(pairs: Pairs) -> None:
     assert len(json.loads(pairs.trainers.read_text())) == 2
 
 
+@pytest.mark.rotating
 def test_a_missing_file_is_fetched_again(pairs: Pairs) -> None:
     """A missing or damaged file is fetched again, with the failures of its shard, but no intact file is."""
     run(pairs.job())
@@ -264,6 +266,7 @@ def test_no_index_leads_out_of_the_folder(pairs: Pairs) -> None:
     assert victim.read_bytes() == b"precious"
 
 
+@pytest.mark.rotating
 @pytest.mark.parametrize(
     "step", [35, *(pytest.param(step, marks=pytest.mark.slow) for step in (3, 11, 19, 27, 43, 51, 59))]
 )
@@ -320,6 +323,7 @@ def covers(tmp_path: Path, origin: Origin, pictures: Pictures) -> Job:
     return Job("ocr-vqa", str(tmp_path), str(tmp_path / "root" / "ocr_vqa" / "images"), fetch=POLICY, processes=1)
 
 
+@pytest.mark.rotating
 def test_covers_are_saved_under_the_trainers_names(covers: Job, pictures: Pictures) -> None:
     """Covers are saved as received and always named .jpg; a placeholder of one pixel is not saved."""
     report = run(covers)

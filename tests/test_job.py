@@ -99,6 +99,7 @@ def test_rows_may_hold_bytes(job: Job, pictures: Pictures) -> None:
     assert len(rows) == report.totals.rows == 66
 
 
+@pytest.mark.rotating
 def test_a_perfect_server_and_a_thousand_connections(tmp_path: Path) -> None:
     """1,500 images through 1,024 connections: none fails, and all rows are in manifest order."""
     folder = tmp_path / "small"
@@ -182,6 +183,7 @@ def test_a_shard_with_a_missing_file_is_made_again(job: Job) -> None:
     assert 0 < report.reused < report.totals.ok
 
 
+@pytest.mark.rotating
 def test_processes_and_connections_do_not_change_a_byte(tmp_path: Path, job: Job) -> None:
     """The same outcomes give the same files, however many processes and connections there are."""
     datafetch.run(job)
@@ -258,6 +260,7 @@ def test_what_follows_from_another_difference_is_not_described() -> None:
     assert describe_differences(some, none, {}, {}) == "--short-side: 336, now not set"
 
 
+@pytest.mark.rotating
 def test_all_differences_are_described_and_what_starting_over_costs(
     tmp_path: Path, job: Job, source: CoyoSource, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -310,6 +313,7 @@ _PERMISSIVE: tuple[dict[str, Any], ...] = (
 )
 
 
+@pytest.mark.rotating
 def test_permissions_may_change_between_runs(job: Job) -> None:
     """They can add rows but change none, so a run resumes with a permission, and without it again."""
     run(job)
@@ -649,6 +653,7 @@ async def test_the_memory_budget_bounds_the_requests(urls: list[str]) -> None:
     assert 1 <= peak <= 4
 
 
+@pytest.mark.rotating
 def test_an_image_that_ends_the_codec_fails_alone_and_is_kept(
     tmp_path: Path, pictures: Pictures, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -702,6 +707,7 @@ def test_jobs_and_reports_are_values(job: Job) -> None:
     assert summary["ids"] == {"wanted": 71, "duplicates": 3, "not_found": 5}
 
 
+@pytest.mark.rotating
 def test_the_output_is_resharded_as_the_last_step(tmp_path: Path, job: Job, source: CoyoSource) -> None:
     """Every row is in one shard. Ranks may change later; only a fresh start returns to the manifest's shards."""
     run(job)

@@ -42,6 +42,7 @@ def test_records_equal_those_of_the_parsed_list(
     assert read == values[: len(read)]
 
 
+@pytest.mark.rotating
 @settings(max_examples=100)
 @given(
     records=st.lists(RECORDS, max_size=8),
@@ -87,6 +88,7 @@ def test_a_fault_after_the_offset_is_found(tmp_path: Path) -> None:
         list(RecordReader(path, start_bytes=reader.offset_bytes()))
 
 
+@pytest.mark.rotating
 @settings(max_examples=50)
 @given(records=st.lists(RECORDS, max_size=8), chunk_chars=st.sampled_from([1, 3, 1000]), count=st.integers(1, 3))
 def test_consecutive_slices_give_the_whole_list(
@@ -122,6 +124,7 @@ def test_a_byte_order_mark_is_refused(tmp_path: Path) -> None:
         list(RecordReader(path))
 
 
+@pytest.mark.rotating
 def test_an_endless_record_is_refused(tmp_path: Path) -> None:
     """Reading stops after about a hundred megabytes, however long the file is."""
     path = tmp_path / "list.json"
@@ -134,6 +137,7 @@ def test_an_endless_record_is_refused(tmp_path: Path) -> None:
     assert 64 << 20 < reader.pop_read_bytes() < 160 << 20
 
 
+@pytest.mark.rotating
 @given(
     members=st.lists(st.tuples(st.text(), VALUES), max_size=6),
     chunk_chars=st.integers(1, 40),
@@ -187,6 +191,7 @@ def test_odd_values_are_read_as_python_reads_them(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.rotating
 def test_a_record_that_would_be_gigabytes_of_objects_is_refused(tmp_path: Path) -> None:
     """It is refused before it is parsed."""
     path = tmp_path / "list.json"
@@ -195,6 +200,7 @@ def test_a_record_that_would_be_gigabytes_of_objects_is_refused(tmp_path: Path) 
         list(RecordReader(path))
 
 
+@pytest.mark.rotating
 def test_more_records_than_a_file_of_its_size_can_have_are_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -227,6 +233,7 @@ def test_a_record_that_later_steps_could_not_handle_is_refused(tmp_path: Path, r
     assert len(list(RecordReader(path))) == 2
 
 
+@pytest.mark.rotating
 @settings(max_examples=100)
 @given(
     records=st.lists(RECORDS, max_size=8),
@@ -252,6 +259,7 @@ def test_records_and_the_gaps_between_them_are_the_file(
     assert "".join(gap + piece for gap, piece in zip(gaps, [*pieces, ""], strict=True)) == text
 
 
+@pytest.mark.rotating
 def test_endless_blanks_between_records_are_refused(tmp_path: Path) -> None:
     """They are held until the next record, because the trainer's list has them, too."""
     path = tmp_path / "list.json"

@@ -148,6 +148,7 @@ def test_a_damaged_byte_never_gives_other_lines(tmp_path: Path, pack: Callable[[
     assert refused > len(packed) // 2
 
 
+@pytest.mark.rotating
 @pytest.mark.parametrize("end", [b"", b"\n", b"\r\n"])
 def test_a_line_of_the_maximum_length_is_read(tmp_path: Path, end: bytes) -> None:
     """The line end does not count. A line one byte longer is refused."""
@@ -157,6 +158,7 @@ def test_a_line_of_the_maximum_length_is_read(tmp_path: Path, end: bytes) -> Non
         list(LineFile(write(tmp_path, longest + b"x" + end)).lines())
 
 
+@pytest.mark.rotating
 @pytest.mark.parametrize("pack", [PACKS["gzip"], PACKS["zstd"], PACKS["zip"]], ids=["gzip", "zstd", "zip"])
 def test_an_endless_line_takes_no_more_memory_than_the_longest_one(
     tmp_path: Path, pack: Callable[[bytes], bytes]

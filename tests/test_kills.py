@@ -136,6 +136,7 @@ def _kill(process: psutil.Process) -> bool:
     return False
 
 
+@pytest.mark.rotating
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(5))
 def test_a_run_killed_at_any_moment_ends_as_if_undisturbed(
@@ -180,6 +181,7 @@ def check_end(run: Run, code: int, victim: Victim | None) -> None:
         assert code == 0, run.messages()
 
 
+@pytest.mark.rotating
 @pytest.mark.parametrize(
     ("victim", "steps_between"),
     [

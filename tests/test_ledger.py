@@ -69,6 +69,7 @@ def test_long_lines_are_written_some_megabytes_at_a_time(tmp_path: Path) -> None
     )
 
 
+@pytest.mark.rotating
 def test_long_lines_are_read_some_megabytes_at_a_time(path: Path) -> None:
     """Reading a ledger takes no more memory than writing it."""
 
@@ -80,6 +81,7 @@ def test_long_lines_are_read_some_megabytes_at_a_time(path: Path) -> None:
     assert all(batch.nbytes < 10_000_000 for batch in read_columns(path, columns))
 
 
+@pytest.mark.rotating
 def test_all_lines_come_back_in_order(path: Path) -> None:
     """Row groups of different sizes are one sequence of lines."""
     assert [lines[0].sample for lines in read_samples(path)] == list(range(LINES))

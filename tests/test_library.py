@@ -343,6 +343,7 @@ build([watch])
 """
 
 
+@pytest.mark.rotating
 @pytest.mark.slow
 def test_a_users_program_passes_a_strict_type_checker(tmp_path: Path) -> None:
     """With what the package declares, although it loads its names lazily."""

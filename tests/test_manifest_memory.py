@@ -43,6 +43,7 @@ def _children_without_coverage(without_coverage: None) -> None:
     """Measure the memory of datafetch alone."""
 
 
+@pytest.mark.rotating
 @pytest.mark.parametrize("rows", [256, pytest.param(8192, marks=pytest.mark.slow)])
 def test_rows_that_share_a_long_text_are_read_a_few_at_a_time(tmp_path: Path, rows: int) -> None:
     """With a dictionary of one URL of 4 MiB, kilobytes expand to gigabytes. Only the start of such a URL is kept."""
@@ -55,6 +56,7 @@ def test_rows_that_share_a_long_text_are_read_a_few_at_a_time(tmp_path: Path, ro
     assert [len(url) for url in first.urls] == [MAX_URL_CHARS + 1]
 
 
+@pytest.mark.rotating
 @pytest.mark.slow
 def test_the_maximum_number_of_rows_takes_little_memory(tmp_path: Path) -> None:
     """Similarities are counted, not held. Each selected row takes 8 bytes."""
@@ -63,6 +65,7 @@ def test_the_maximum_number_of_rows_takes_little_memory(tmp_path: Path) -> None:
     assert grown_mib(_READ.format(name="coyo"), path) < 300
 
 
+@pytest.mark.rotating
 def test_more_rows_than_a_file_of_its_size_can_have_are_refused(tmp_path: Path) -> None:
     """A file of a few kilobytes can claim any number of rows."""
     path = tmp_path / "part-00000-a.parquet"
@@ -71,6 +74,7 @@ def test_more_rows_than_a_file_of_its_size_can_have_are_refused(tmp_path: Path) 
         find_dataset("coyo").bind(path, None)
 
 
+@pytest.mark.rotating
 def test_an_oversized_page_is_refused(tmp_path: Path) -> None:
     """One text may be larger than a batch should be, and memory is allocated for a page before it is read."""
     path = tmp_path / "part-00000-a.parquet"
@@ -80,6 +84,7 @@ def test_an_oversized_page_is_refused(tmp_path: Path) -> None:
         list(manifest.samples(manifest.shards()[0]))
 
 
+@pytest.mark.rotating
 @pytest.mark.slow
 @pytest.mark.parametrize("encoding", ["PLAIN", "DELTA_BYTE_ARRAY"])
 def test_long_texts_among_many_short_ones_are_read_a_few_at_a_time(tmp_path: Path, encoding: str) -> None:
@@ -90,6 +95,7 @@ def test_long_texts_among_many_short_ones_are_read_a_few_at_a_time(tmp_path: Pat
     assert grown_mib(_READ.format(name="coyo"), path) < 160
 
 
+@pytest.mark.rotating
 @pytest.mark.slow
 @pytest.mark.parametrize(("lines", "text_bytes"), [(32, 8_000_000), (8, 60_000_000)])
 def test_reading_long_lines_ahead_is_bounded_in_bytes(tmp_path: Path, lines: int, text_bytes: int) -> None:
@@ -121,6 +127,7 @@ def test_more_lines_than_a_file_of_its_size_can_have_are_refused(
         sum(1 for _ in LineFile(path).lines())
 
 
+@pytest.mark.rotating
 @pytest.mark.parametrize("covers", [60_000, pytest.param(300_000, marks=pytest.mark.slow)])
 def test_a_list_of_covers_is_read_cover_by_cover(tmp_path: Path, covers: int) -> None:
     """Memory holds a chunk of the file, and a few bytes for each cover."""
@@ -129,6 +136,7 @@ def test_a_list_of_covers_is_read_cover_by_cover(tmp_path: Path, covers: int) ->
     assert grown_mib(_READ.format(name="ocr-vqa"), path) < 32 + covers // 20_000
 
 
+@pytest.mark.rotating
 @pytest.mark.slow
 def test_a_repeated_id_is_held_once(tmp_path: Path) -> None:
     """A gzipped list of a few kilobytes can have any number of lines."""
@@ -139,6 +147,7 @@ def test_a_repeated_id_is_held_once(tmp_path: Path) -> None:
     assert read_ids(path).duplicates == 4_999_999
 
 
+@pytest.mark.rotating
 def test_the_directory_of_a_zip_with_many_members_is_not_read(tmp_path: Path) -> None:
     """The list of members would take twenty times its size in memory."""
     path = tmp_path / "a.jsonl.zip"

@@ -154,6 +154,7 @@ async def _resolver(*servers: str) -> AsyncIterator[Resolver]:
         await resolver.close()
 
 
+@pytest.mark.rotating
 async def test_names_wait_while_no_server_answers() -> None:
     """All of them are found once the server is back, which has been asked by few probes in the meantime."""
     names = [f"{number}.example" for number in range(50)]
@@ -169,6 +170,7 @@ async def test_names_wait_while_no_server_answers() -> None:
     assert (statistics.found, statistics.failed) == (len(names), 0)
 
 
+@pytest.mark.rotating
 async def test_a_zone_whose_servers_are_dead_is_the_webs_fault() -> None:
     """Also if nothing else is looked up: the server answers for the root zone. It is asked that once a second."""
     names = [f"{number}.example" for number in range(50)]
@@ -180,6 +182,7 @@ async def test_a_zone_whose_servers_are_dead_is_the_webs_fault() -> None:
         assert server.query_count(ROOT_ZONE, Type.NS) < len(names) / 2
 
 
+@pytest.mark.rotating
 async def test_a_name_that_does_not_exist_shows_that_there_are_servers() -> None:
     """A server may be so busy with such names that no probe gets through to it."""
     with NameServer({"silent.example": SILENCE, ROOT_ZONE: SILENCE}) as server:
@@ -197,6 +200,7 @@ async def test_a_name_that_does_not_exist_shows_that_there_are_servers() -> None
         assert not server.query_count(ROOT_ZONE, Type.NS)
 
 
+@pytest.mark.rotating
 async def test_a_server_that_does_not_speak_of_the_root_zone_is_one() -> None:
     """Some ignore that question. They are asked for an address, too."""
     with NameServer({"a.root-servers.net": _HERE}, otherwise=SILENCE) as server:
@@ -231,6 +235,7 @@ async def test_a_server_that_fails_for_lack_of_a_network_is_none(monkeypatch: py
             await waiting
 
 
+@pytest.mark.rotating
 async def test_the_fetcher_raises_what_this_machine_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Not a failure of the URL; and the message names the server, and a proxy that is there and not used."""
     monkeypatch.setenv("https_proxy", "http://proxy.example:3128")
@@ -244,6 +249,7 @@ async def test_the_fetcher_raises_what_this_machine_lacks(monkeypatch: pytest.Mo
         assert isinstance(await fetch("http://127.0.0.1:1/cat.jpg"), Failure)  # needs no name server
 
 
+@pytest.mark.rotating
 async def test_silent_hosts_are_suspect_once_the_name_servers_fall_silent() -> None:
     """Timeouts while name servers answer are the web's; while they don't, the request waits and is made again."""
     with NameServer({ROOT_ZONE: NO_DATA}, otherwise=_HERE) as server, socket.create_server(("127.0.0.1", 0)) as silent:
@@ -408,6 +414,7 @@ asyncio.run(main())
 """
 
 
+@pytest.mark.rotating
 def test_a_machine_without_a_network_says_so() -> None:
     """Without any route an address that can't be reached is no failure of the web."""
     if subprocess.run([*_UNSHARE, "true"], check=False, capture_output=True).returncode:
@@ -490,6 +497,7 @@ def test_name_servers_that_refuse_stop_a_run(
     assert json.loads(capfd.readouterr().out)["images"]["done"] == 0
 
 
+@pytest.mark.rotating
 @pytest.mark.usefixtures("_commands_in_threads")
 def test_a_run_in_a_dead_zone_ends_with_recorded_failures(
     tmp_path: Path, source: CoyoSource, capfd: pytest.CaptureFixture[str]

@@ -320,6 +320,7 @@ def test_a_new_image_does_not_displace_an_older_one(output: Output) -> None:
     assert rows(output.layout.out)[0]["jpegs"] == [b"bbbbbb", b"cc"]
 
 
+@pytest.mark.rotating
 def test_a_commit_holds_single_images_in_memory(output: Output) -> None:
     """The memory of a commit, also of a retry, is that of some images, and not of a document with hundreds of them."""
     image_bytes = 200_000

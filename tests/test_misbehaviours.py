@@ -86,6 +86,7 @@ async def test_each_misbehaviour_has_one_outcome(
     assert not complaint, complaint
 
 
+@pytest.mark.rotating
 @pytest.mark.both_loops
 async def test_all_at_once_have_the_same_outcomes_as_alone(
     web: Web, pictures: Pictures, requested: RequestedPicture
@@ -102,6 +103,7 @@ async def test_all_at_once_have_the_same_outcomes_as_alone(
     assert {name: complaint for name, complaint in zip(MISBEHAVIOURS, complaints, strict=True) if complaint} == {}
 
 
+@pytest.mark.rotating
 async def test_a_misbehaviour_has_the_same_detail_for_every_picture(web: Web, pictures: Pictures) -> None:
     """People count the reasons in a ledger, so a reason has no size, name or quote that differs from image to image."""
     rows = {name: row for name, row in MISBEHAVIOURS.items() if row.expected and not row.waits}
@@ -116,6 +118,7 @@ async def test_a_misbehaviour_has_the_same_detail_for_every_picture(web: Web, pi
     assert {name: found for name, found in details.items() if len(found) > 1} == {}
 
 
+@pytest.mark.rotating
 @pytest.mark.both_loops
 @pytest.mark.parametrize("listener", ["http", "https"])
 async def test_connections_are_dropped_at_once(web: Web, requested: RequestedPicture, listener: str) -> None:

@@ -63,6 +63,7 @@ def quick(capfd: pytest.CaptureFixture[str], out: Path | str, code: int) -> list
     return printed.out.splitlines()
 
 
+@pytest.mark.rotating
 @pytest.mark.parametrize("world_size", [None, 2])
 @pytest.mark.usefixtures("_commands_in_threads")
 def test_all_commands_work_where_an_output_was_moved(
@@ -86,6 +87,7 @@ def test_all_commands_work_where_an_output_was_moved(
     assert quick(capfd, tmp_path / "four", 0)[0].startswith(f"{tmp_path / 'four'} for loader coyo: 4 shards")
 
 
+@pytest.mark.rotating
 def test_an_interrupted_run_goes_on_where_it_was_moved(cut: Job, origin: Origin) -> None:
     """What lies in spools is found, and not asked for again."""
 
@@ -166,6 +168,7 @@ def failed_images(layout: OutputLayout, shard: str) -> int:
     return read_shard_counts(layout.ledger(shard)).failed
 
 
+@pytest.mark.rotating
 @pytest.mark.parametrize("world_size", [None, 2])
 @pytest.mark.usefixtures("_commands_in_threads")
 def test_what_a_move_has_lost_is_named(cut: Job, world_size: int | None, capfd: pytest.CaptureFixture[str]) -> None:
@@ -273,6 +276,7 @@ def test_an_output_without_a_record_cannot_be_compared(tmp_path: Path, capfd: py
     assert "leave out --quick, or move that folder along with the output" in capfd.readouterr().err
 
 
+@pytest.mark.rotating
 def test_a_hostile_record_is_one_line(cut: Job, capfd: pytest.CaptureFixture[str]) -> None:
     """Values of other types, and names that lead elsewhere, are refused."""
     run(replace(cut, world_size=2))

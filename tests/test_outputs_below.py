@@ -120,6 +120,7 @@ def test_other_commands_take_the_only_output(
     assert "there is no run" not in capfd.readouterr().err
 
 
+@pytest.mark.rotating
 def test_a_folder_with_shards_of_its_own_is_verified(root: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """As it may be any folder of shards or images."""
     (root / "part-00000.pkl").write_bytes(b"garbage")

@@ -59,6 +59,7 @@ def test_a_child_loads_only_what_it_needs(module: str, loads: set[str]) -> None:
     } == loads
 
 
+@pytest.mark.rotating
 def test_a_run_loads_no_decoder_and_no_verification() -> None:
     """What the command loads before its first request is most of the time until then."""
     code = "import sys, datafetch.cli.commands.prepare; print(*sys.modules)"

@@ -89,6 +89,7 @@ VALUES = st.recursive(
 )
 
 
+@pytest.mark.rotating
 @given(value=VALUES, protocol=st.integers(0, pickle.HIGHEST_PROTOCOL))
 def test_plain_values_are_read_as_by_the_unpickler(value: object, protocol: int) -> None:
     """Pickles of plain values are read as by Python's own unpickler."""
@@ -202,6 +203,7 @@ def test_keys_are_text(keys: str, how: str) -> None:
     refused(b"}" + body_of("a") + b"]" + body + b"as")
 
 
+@pytest.mark.rotating
 def test_a_deep_key_is_refused() -> None:
     """Hashing deeply nested tuples would overflow the stack of the process."""
     refused(b"})" + b"\x85" * 200_000 + b"Ns", match="a key is a tuple")
@@ -236,11 +238,13 @@ def _fuzz(folder: Path, seed: int, mutants: int) -> None:
     assert 0 < read < mutants
 
 
+@pytest.mark.rotating
 def test_no_mutant_ends_a_process(tmp_path: Path) -> None:
     """Mutated shards with NumPy numbers are read or refused by both commands, and the process survives."""
     _fuzz(tmp_path, seed=1, mutants=300)
 
 
+@pytest.mark.rotating
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(2, 8))
 def test_no_mutant_of_many_ends_a_process(tmp_path: Path, seed: int) -> None:

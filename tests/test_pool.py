@@ -80,6 +80,7 @@ def _status(process: psutil.Process) -> str:
         return psutil.STATUS_ZOMBIE
 
 
+@pytest.mark.rotating
 @pytest.mark.both_loops
 async def test_every_caller_gets_the_outcome_of_its_own_body() -> None:
     """Images travel in batches, and no outcome is mixed up with another."""
@@ -89,6 +90,7 @@ async def test_every_caller_gets_the_outcome_of_its_own_body() -> None:
     assert [content(outcome) for outcome in outcomes] == bodies
 
 
+@pytest.mark.rotating
 async def test_a_fetched_body_is_transcoded_and_a_failure_returned() -> None:
     """A ``Body`` of the fetcher is transcoded, and its ``Failure`` is returned unchanged."""
     failure = Failure(FailureKind.TIMEOUT)
@@ -97,6 +99,7 @@ async def test_a_fetched_body_is_transcoded_and_a_failure_returned() -> None:
         assert await transcode(failure) is failure
 
 
+@pytest.mark.rotating
 @pytest.mark.both_loops
 async def test_large_bodies_pass() -> None:
     """A body larger than a shared buffer arrives whole, among small and empty ones."""
@@ -107,6 +110,7 @@ async def test_large_bodies_pass() -> None:
     assert [content(outcome) for outcome in outcomes[1:-1]] == [b"small", b""] * 25
 
 
+@pytest.mark.rotating
 @pytest.mark.parametrize(
     ("hostile", "detail"),
     [
@@ -171,6 +175,7 @@ async def test_a_bug_in_the_codec_is_shown(capfd: pytest.CaptureFixture[str]) ->
     assert "RuntimeError: a bug in the codec" in capfd.readouterr().err
 
 
+@pytest.mark.rotating
 async def test_copies_of_one_hostile_image_are_logged_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """A thousand copies of one bad image don't flood the log."""
     async with Transcoder(processes=1, codec=echo, quarantine=tmp_path) as transcode:
@@ -178,6 +183,7 @@ async def test_copies_of_one_hostile_image_are_logged_once(tmp_path: Path, caplo
     assert len(caplog.records) == 1
 
 
+@pytest.mark.rotating
 @pytest.mark.both_loops
 async def test_many_hostile_images_fail_alone(family: Family) -> None:
     """However many images crash their worker, the pool keeps its number of workers."""
@@ -189,6 +195,7 @@ async def test_many_hostile_images_fail_alone(family: Family) -> None:
         assert isinstance(outcome, Failure) if body == b"exit" else content(outcome) == body
 
 
+@pytest.mark.rotating
 async def test_an_image_that_crashes_once_is_not_blamed(tmp_path: Path) -> None:
     """An operator may have killed the worker, so only an image that crashes a second one, alone, is blamed."""
     bodies = [b"%d" % number for number in range(100)]
@@ -213,6 +220,7 @@ async def test_a_process_killed_from_outside_costs_no_image(images: int, tmp_pat
         assert int(content(await transcode(b"pid"))) != pid
 
 
+@pytest.mark.rotating
 @pytest.mark.both_loops
 async def test_a_message_to_a_process_that_has_ended_raises_nothing() -> None:
     """A batch may be sent between the channel closing and the pool noticing."""
@@ -224,6 +232,7 @@ async def test_a_message_to_a_process_that_has_ended_raises_nothing() -> None:
         assert content(await transcode(b"cat")) == b"cat"
 
 
+@pytest.mark.rotating
 @pytest.mark.both_loops
 async def test_a_killed_fork_server_costs_no_image(family: Family, tmp_path: Path) -> None:
     """When the fork server is killed, its workers end with it, and new ones process all images."""
@@ -238,6 +247,7 @@ async def test_a_killed_fork_server_costs_no_image(family: Family, tmp_path: Pat
         assert len({content(outcome) for outcome in await asyncio.gather(*waits)}) == 1
 
 
+@pytest.mark.rotating
 @pytest.mark.both_loops
 async def test_a_suspect_is_not_blamed_for_the_end_of_the_fork_server(family: Family, tmp_path: Path) -> None:
     """An image that is tried alone has nothing to do with what another image, or an operator, does to the server."""
@@ -253,6 +263,7 @@ async def test_a_suspect_is_not_blamed_for_the_end_of_the_fork_server(family: Fa
         assert content(await suspect) == body
 
 
+@pytest.mark.rotating
 @pytest.mark.parametrize("position", [0, 5, 15, 59])
 async def test_a_slow_image_does_not_hold_up_others(tmp_path: Path, position: int) -> None:
     """Images in the same batch as a slow one, before or behind it, are answered long before it is."""
@@ -269,6 +280,7 @@ async def test_a_slow_image_does_not_hold_up_others(tmp_path: Path, position: in
     assert [content(outcome) for outcome in outcomes] == bodies
 
 
+@pytest.mark.rotating
 async def test_a_worker_is_used_again_after_a_slow_image(tmp_path: Path) -> None:
     """A worker that was slow once is given images again when it has finished the slow one."""
     done = tmp_path / "done"
@@ -282,6 +294,7 @@ async def test_a_worker_is_used_again_after_a_slow_image(tmp_path: Path) -> None
             pids |= {content(outcome) for outcome in await transcode_all(transcode, [b"pid"] * 8)}
 
 
+@pytest.mark.rotating
 @pytest.mark.both_loops
 async def test_a_cancelled_caller_affects_no_other(tmp_path: Path) -> None:
     """When one caller is cancelled, all others still get their outcomes."""
@@ -296,6 +309,7 @@ async def test_a_cancelled_caller_affects_no_other(tmp_path: Path) -> None:
     assert [isinstance(outcome, asyncio.CancelledError) for outcome in outcomes] == [True, False] * 20
 
 
+@pytest.mark.rotating
 @pytest.mark.both_loops
 async def test_closing_leaves_no_process_no_descriptor_and_no_waiting_caller(family: Family) -> None:
     """After the pool is closed its processes are gone, and callers that were still waiting are cancelled."""
@@ -322,6 +336,7 @@ def every(step: int, moments: Sequence[int]) -> list[Any]:
     ]
 
 
+@pytest.mark.rotating
 @pytest.mark.both_loops
 @pytest.mark.parametrize("iterations", every(2, range(8)))
 async def test_cancelling_while_the_pool_closes_leaves_no_process(family: Family, iterations: int) -> None:
@@ -342,6 +357,7 @@ async def test_cancelling_while_the_pool_closes_leaves_no_process(family: Family
     assert not family.members()
 
 
+@pytest.mark.rotating
 @pytest.mark.both_loops
 @pytest.mark.parametrize("iterations", every(3, range(0, 40, 3)))
 async def test_cancelling_while_the_pool_starts_leaves_no_process(family: Family, iterations: int) -> None:
@@ -361,6 +377,7 @@ async def test_cancelling_while_the_pool_starts_leaves_no_process(family: Family
     gc.collect()
 
 
+@pytest.mark.rotating
 @pytest.mark.both_loops
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 async def test_a_fork_of_the_users_program_does_not_delay_closing(
@@ -383,6 +400,7 @@ async def test_a_fork_of_the_users_program_does_not_delay_closing(
     await asyncio.to_thread(os.waitpid, child, 0)
 
 
+@pytest.mark.rotating
 async def test_a_pool_refuses_calls_outside_of_its_lifetime() -> None:
     """Before it is entered and after it is closed, a call raises instead of waiting for ever."""
     transcode = Transcoder(processes=1, codec=echo)
@@ -394,6 +412,7 @@ async def test_a_pool_refuses_calls_outside_of_its_lifetime() -> None:
         await transcode(b"late")
 
 
+@pytest.mark.rotating
 @pytest.mark.both_loops
 async def test_a_worker_that_breaks_its_buffers_is_replaced() -> None:
     """A worker whose shared buffers can't be used any more is replaced, and no later image fails."""
@@ -403,6 +422,7 @@ async def test_a_worker_that_breaks_its_buffers_is_replaced() -> None:
         assert content(await transcode(large)) == large
 
 
+@pytest.mark.rotating
 @pytest.mark.both_loops
 async def test_an_image_that_kills_the_fork_server_fails_alone(tmp_path: Path) -> None:
     """An image that ends the fork server each time it is tried is one failure, and no other image fails."""
@@ -414,6 +434,7 @@ async def test_an_image_that_kills_the_fork_server_fails_alone(tmp_path: Path) -
     assert [content(outcome) for outcome in outcomes] == bodies[:50] + bodies[51:]
 
 
+@pytest.mark.rotating
 async def test_a_slow_quarantine_delays_no_other_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The state folder may be on a slow disk; other images don't wait for it."""
     is_written = threading.Event()
@@ -426,6 +447,7 @@ async def test_a_slow_quarantine_delays_no_other_image(tmp_path: Path, monkeypat
         assert isinstance(await culprit, Failure)
 
 
+@pytest.mark.rotating
 @pytest.mark.both_loops
 async def test_a_stopped_fork_server_does_not_prevent_closing(family: Family, monkeypatch: pytest.MonkeyPatch) -> None:
     """If the fork server was stopped with a signal, closing the pool ends it and all of its workers."""
@@ -436,6 +458,7 @@ async def test_a_stopped_fork_server_does_not_prevent_closing(family: Family, mo
     await until(lambda: not alive(processes))
 
 
+@pytest.mark.rotating
 @pytest.mark.both_loops
 async def test_a_stopped_fork_server_costs_no_image(
     family: Family, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
@@ -456,6 +479,7 @@ async def test_a_stopped_fork_server_costs_no_image(
     assert "did not respond; it is replaced" in caplog.text
 
 
+@pytest.mark.rotating
 @pytest.mark.both_loops
 async def test_a_fork_server_that_does_not_fork_is_replaced(family: Family, monkeypatch: pytest.MonkeyPatch) -> None:
     """If the fork server is stopped, another one starts the worker."""
@@ -504,6 +528,7 @@ def _room_for(process: psutil.Process, descriptors: int) -> int:
     return [number for number in range(1000) if number not in used][descriptors - 1] + 1
 
 
+@pytest.mark.rotating
 async def test_too_few_descriptors_to_start_a_worker_are_reported(
     family: Family, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -519,6 +544,7 @@ async def test_too_few_descriptors_to_start_a_worker_are_reported(
     assert "Traceback" not in capfd.readouterr().err
 
 
+@pytest.mark.rotating
 @pytest.mark.both_loops
 async def test_a_pool_that_fails_raises_in_every_caller(
     family: Family, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
@@ -538,6 +564,7 @@ async def test_a_pool_that_fails_raises_in_every_caller(
             await transcode(b"late")
 
 
+@pytest.mark.rotating
 async def test_mutated_images_affect_no_others() -> None:
     """Thousands of damaged files go through real workers, between intact ones that all succeed."""
     rng = random.Random(11)
@@ -614,6 +641,7 @@ def test_a_killed_parent_leaves_no_process(body: bytes) -> None:
     assert not alive(processes)
 
 
+@pytest.mark.rotating
 def test_ctrl_c_leaves_no_process_and_no_warning() -> None:
     """Ctrl-C in the middle of an image ends everything, and prints nothing but the interrupt."""
     code = PARENT.format(tests=str(Path(__file__).parent), body=b"spin")

@@ -306,6 +306,7 @@ def test_lines_where_there_is_no_terminal_are_limited_by_time(monkeypatch: pytes
     assert console.file.getvalue().splitlines()[:2] == ["copying  60.0% 6/10", "checking  100.0% 10/10"]
 
 
+@pytest.mark.rotating
 @pytest.mark.parametrize(
     "target", ["Terminal(console)", "PlainLines(console)", "JsonLines(sys.stderr, is_quiet=False)"]
 )

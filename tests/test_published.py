@@ -75,6 +75,7 @@ def project_files(tmp_path: Path, authority: str) -> dict[str, bytes]:
     return {**others, "README.md": b"-", "step1/a.jsonl": one, "step1/b.jsonl": other}
 
 
+@pytest.mark.rotating
 def test_a_project_on_gitlab_is_read_page_by_page(tmp_path: Path, authority: str) -> None:
     """Of its files only those of the manifest are downloaded, and again only if they change."""
     files = project_files(tmp_path, authority)
@@ -172,6 +173,7 @@ def test_a_list_on_a_web_server_is_downloaded_once(tmp_path: Path, cache: Path) 
     assert [path.name for path in cache.glob("*/[!.]*")] == [LIST.name]
 
 
+@pytest.mark.rotating
 def test_a_download_goes_on_where_it_was_cut(tmp_path: Path) -> None:
     """Another run asks only for the rest."""
     records = json.loads(LIST.read_text())
@@ -247,6 +249,7 @@ def test_an_id_list_may_be_on_a_server(tmp_path: Path, authority: str) -> None:
     assert run(Job("coyo", str(source.folder), out, ids=str(copy), fetch=POLICY, world_size=None)).requests == 0
 
 
+@pytest.mark.rotating
 def test_a_mirror_is_asked_for_everything_that_is_published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """At BASE/HOST/PATH, also in place of the hub, which then gets no token; a retry asks the same mirror."""
     archive = tmp_path / "train2017.zip"
@@ -329,6 +332,7 @@ def test_a_location_of_no_use_is_one_line(tmp_path: Path, location: str, message
     assert "secret" not in str(caught.value)
 
 
+@pytest.mark.rotating
 def test_an_image_set_has_what_a_list_anywhere_names(tmp_path: Path) -> None:
     """The list of a folder, of a project or on a web server is found as its own dataset finds it."""
     images = tmp_path / "images.zip"
@@ -354,6 +358,7 @@ def test_an_image_set_has_what_a_list_anywhere_names(tmp_path: Path) -> None:
             assert built.report.totals.images == 1
 
 
+@pytest.mark.rotating
 def test_a_file_that_the_hub_has_damaged_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The hub lists a hash for a file in Git LFS; the next run downloads it again."""
     repositories = {"llm-jp/llava-instruct-ja": {LIST.name: LIST.read_bytes() + b" " * 3000}}

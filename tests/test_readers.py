@@ -89,6 +89,7 @@ def write(path: Path, rows: int, row_group: int) -> ParquetFile:
     return ParquetFile(path, COLUMNS)
 
 
+@pytest.mark.rotating
 @settings(max_examples=25)
 @given(st.sets(st.integers(0, 29_999)), st.sampled_from([700, 9_000, 30_000]))
 def test_selected_rows_come_in_order(tmp_path_factory: pytest.TempPathFactory, rows: set[int], row_group: int) -> None:

@@ -70,6 +70,7 @@ async def test_all_connections_together_receive_no_more_than_the_cap(server: _Bo
     assert elapsed_s >= (server.sent_bytes - BURST - one_response) / RATE
 
 
+@pytest.mark.rotating
 @pytest.mark.both_loops
 async def test_a_timeout_does_not_count_the_time_that_the_cap_takes(server: _Bodies) -> None:
     """A body may take several times as long as an attempt may, if it is our own cap that makes it wait."""

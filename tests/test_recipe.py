@@ -180,6 +180,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
         yield server
 
 
+@pytest.mark.rotating
 def test_several_datasets_are_built_by_one_command(tmp_path: Path, hub: HubServer) -> None:
     """An image set has what the list on the hub names, and the list its records; what stops one stops no other."""
     source = place_source("coco-train2017", tmp_path / "coco").folder
@@ -196,6 +197,7 @@ def test_several_datasets_are_built_by_one_command(tmp_path: Path, hub: HubServe
     assert hub.contents().count("llava_instruct_ja_156k.json") == 1
 
 
+@pytest.mark.rotating
 @pytest.mark.slow
 def test_all_steps_are_built_by_one_command(tmp_path: Path, authority: str, hub: HubServer, command: Command) -> None:
     """What the trainer reads is there, a second run fetches nothing, and the table says that all is complete."""

@@ -112,6 +112,7 @@ def wrong(root: Path, expected: Mapping[str, Expected]) -> list[str]:
     return [finding.dataset for finding in check_tree(root, expected, WORLD_SIZE) if not finding.is_passed]
 
 
+@pytest.mark.rotating
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_the_recipe_passes_the_checks_of_the_demo(tmp_path: Path) -> None:
@@ -137,6 +138,7 @@ def test_the_recipe_passes_the_checks_of_the_demo(tmp_path: Path) -> None:
     assert not cache.exists()
 
 
+@pytest.mark.rotating
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_the_steps_leave_what_the_scripts_of_the_recipe_would(miniature: Miniature, undisturbed: Path) -> None:
@@ -205,6 +207,7 @@ def test_the_check_notices_every_kind_of_change(miniature: Miniature, undisturbe
         assert wrong(root, miniature.expected) == [dataset], change
 
 
+@pytest.mark.rotating
 @pytest.mark.slow
 @pytest.mark.timeout(2400)  # some fifteen runs over sixteen datasets
 def test_steps_killed_ten_times_leave_the_tree_of_an_undisturbed_run(

@@ -158,6 +158,7 @@ def asked_for(hub: HubServer, published: Published, name: str, column: str) -> b
     return any(one == Path(name).name and begin <= start and stop <= end for one, begin, end in hub.spans)
 
 
+@pytest.mark.rotating
 def test_only_what_is_needed_is_requested(tmp_path: Path, published: Published, hub: HubServer) -> None:
     """That is footers, the ids, and the needed columns of the row group that has listed ids; the output is the same."""
     local = published.job(tmp_path, str(published.folder), name="local")
@@ -178,6 +179,7 @@ def test_only_what_is_needed_is_requested(tmp_path: Path, published: Published, 
     assert PLACE in state.job.read_text()
 
 
+@pytest.mark.rotating
 def test_without_a_list_similarities_select(tmp_path: Path, published: Published, hub: HubServer) -> None:
     """They are read first, and the rows are those of the files on this machine."""
     local = replace(published.job(tmp_path, str(published.folder), name="local"), ids=None)
@@ -187,6 +189,7 @@ def test_without_a_list_similarities_select(tmp_path: Path, published: Published
     assert asked_for(hub, published, NAMES[0], SIMILARITIES[0])
 
 
+@pytest.mark.rotating
 def test_local_files_and_the_hub_are_the_same_job(tmp_path: Path, published: Published, hub: HubServer) -> None:
     """So a run that began with one is resumed with the other."""
     job = published.job(tmp_path)
@@ -196,6 +199,7 @@ def test_local_files_and_the_hub_are_the_same_job(tmp_path: Path, published: Pub
     assert not hub.spans
 
 
+@pytest.mark.rotating
 @pytest.mark.parametrize("behaviour", [{"cuts_after_bytes": 3000}, {"signed_uses": 1}], ids=["cuts", "signed once"])
 def test_servers_that_are_difficult(
     tmp_path: Path, published: Published, hub: HubServer, behaviour: Mapping[str, int], monkeypatch: pytest.MonkeyPatch
@@ -211,6 +215,7 @@ def test_servers_that_are_difficult(
     assert output(remote) == output(local)
 
 
+@pytest.mark.rotating
 def test_a_server_that_recovers_is_waited_for(
     tmp_path: Path, published: Published, hub: HubServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -221,6 +226,7 @@ def test_a_server_that_recovers_is_waited_for(
     assert not hub.failing
 
 
+@pytest.mark.rotating
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -260,6 +266,7 @@ def test_refusals_are_one_line(
     assert not OutputLayout(Path(job.out)).state_folder.exists()
 
 
+@pytest.mark.rotating
 @pytest.mark.parametrize(
     ("sends_etags", "message"), [(True, "on the server since it was first read"), (False, "since it was opened")]
 )
@@ -286,6 +293,7 @@ def test_a_file_that_changes_stops_the_run(
         run(job)
 
 
+@pytest.mark.rotating
 def test_scans_are_kept_for_other_processes_and_later_runs(
     tmp_path: Path, published: Published, hub: HubServer
 ) -> None:
@@ -305,6 +313,7 @@ def test_scans_are_kept_for_other_processes_and_later_runs(
     assert not scans.exists()
 
 
+@pytest.mark.rotating
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
 def test_a_stopped_run_does_not_scan_again(
@@ -370,6 +379,7 @@ def test_ctrl_c_ends_a_run_that_opens_files(tmp_path: Path, published: Published
     assert not root.exists()
 
 
+@pytest.mark.rotating
 def test_a_retry_asks_the_hub_for_nothing(tmp_path: Path, published: Published, hub: HubServer) -> None:
     """The state folder has what a retry needs."""
     ids = tmp_path / "ids.txt"
@@ -381,6 +391,7 @@ def test_a_retry_asks_the_hub_for_nothing(tmp_path: Path, published: Published, 
     assert len(hub.requests) == asked
 
 
+@pytest.mark.rotating
 @pytest.mark.usefixtures("without_coverage")  # whose file would be too large as well
 def test_no_space_for_a_row_group_names_tmpdir(tmp_path: Path, published: Published, hub: HubServer) -> None:
     """The part of a file that is read has to fit there."""
@@ -438,6 +449,7 @@ def with_footer(data: bytes, metadata: object) -> bytes:
     return data + buffer.getvalue()[4:]
 
 
+@pytest.mark.rotating
 def test_columns_outside_of_a_file_are_refused(tmp_path: Path, published: Published, hub: HubServer) -> None:
     """The footer's offsets are compared with the file before anything else of it is requested."""
     content = published.files[NAMES[0]]
@@ -447,6 +459,7 @@ def test_columns_outside_of_a_file_are_refused(tmp_path: Path, published: Publis
         run(published.job(tmp_path))
 
 
+@pytest.mark.rotating
 def test_columns_that_overlap_are_refused(tmp_path: Path, published: Published, hub: HubServer) -> None:
     """Or a footer of kilobytes could make a file be requested thousands of times."""
     content = published.files[NAMES[0]]
@@ -459,6 +472,7 @@ def test_columns_that_overlap_are_refused(tmp_path: Path, published: Published, 
     assert asked_bytes(hub, NAMES[0]) < len(content) * 2
 
 
+@pytest.mark.rotating
 def test_a_claim_of_more_than_a_terabyte_is_refused(tmp_path: Path, published: Published, hub: HubServer) -> None:
     """No sparse file of that size is made."""
     hub.claimed_bytes = 1 << 50

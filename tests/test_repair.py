@@ -86,6 +86,7 @@ def _truncate(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-1])
 
 
+@pytest.mark.rotating
 @pytest.mark.parametrize("harm", [Path.unlink, _remove_both, _truncate])
 def test_a_lost_shard_is_made_again_of_what_is_missing(
     job: Job, own_origin: Origin, harm: Callable[[Path], object], caplog: pytest.LogCaptureFixture
@@ -123,6 +124,7 @@ def test_a_lost_count_costs_no_request(job: Job, own_origin: Origin) -> None:
     assert own_origin.requests() == requests
 
 
+@pytest.mark.rotating
 def test_a_damaged_shard_is_kept(job: Job, caplog: pytest.LogCaptureFixture) -> None:
     """Rows of it may be readable; a repair moves it into the state folder, and --fresh deletes it."""
     lost, kept = Path(job.out, "part-00001.pkl"), OutputLayout(Path(job.out)).damaged / "part-00001.pkl"
@@ -142,6 +144,7 @@ def test_a_damaged_shard_is_kept(job: Job, caplog: pytest.LogCaptureFixture) -> 
     assert not kept.parent.exists()
 
 
+@pytest.mark.rotating
 def test_bytes_at_the_end_of_a_shard_cost_no_request(job: Job, own_origin: Origin) -> None:
     """All rows are as they were written, by their checksum; if they are not, they are fetched again."""
     before, requests, path = files_of(job), own_origin.requests(), Path(job.out, "part-00001.pkl")
@@ -176,6 +179,7 @@ def test_a_folder_that_is_gone_as_a_whole_is_not_fetched_again(
     assert own_origin.requests() == requests
 
 
+@pytest.mark.rotating
 def test_what_cannot_be_fetched_any_more_is_a_failure(job: Job, caplog: pytest.LogCaptureFixture) -> None:
     """The rows and counts follow, the shards are cut again for the ranks, and a later retry brings all of it back."""
     before, lost = files_of(job), Path(job.out, "part-00001.pkl")
@@ -193,6 +197,7 @@ def test_what_cannot_be_fetched_any_more_is_a_failure(job: Job, caplog: pytest.L
     assert files_of(job) == before
 
 
+@pytest.mark.rotating
 def test_images_kept_for_a_retry_are_not_fetched_again(tmp_path: Path, urls: Urls, own_origin: Origin) -> None:
     """A document of which another image failed has its images in the state folder; the others are asked for."""
     documents = [
@@ -240,6 +245,7 @@ def _put_back(job: Job, folder: Path) -> None:
         path.rename(Path(job.out, path.name))
 
 
+@pytest.mark.rotating
 def test_a_copy_can_be_put_back_after_a_repair_has_begun(job: Job, own_origin: Origin, tmp_path: Path) -> None:
     """Rows that an interrupted repair could not make again are there again, and so is what a retry needs."""
     before, ledgers, layout = files_of(job), _ledgers_of(job), OutputLayout(Path(job.out))
@@ -262,6 +268,7 @@ def test_a_copy_can_be_put_back_after_a_repair_has_begun(job: Job, own_origin: O
     assert retry(job.out).retried == 1
 
 
+@pytest.mark.rotating
 def test_a_part_of_a_copy_can_be_put_back(job: Job, tmp_path: Path) -> None:
     """Of two lost shards one comes back after their rows have become failures; its rows are there again."""
     job = replace(job, out=str(tmp_path / "three"), world_size=3)
@@ -278,6 +285,7 @@ def test_a_part_of_a_copy_can_be_put_back(job: Job, tmp_path: Path) -> None:
     assert not OutputLayout(Path(job.out)).before_repair.exists()
 
 
+@pytest.mark.rotating
 def test_a_repair_that_leaves_too_few_rows_is_undone(job: Job) -> None:
     """Nothing has changed then, so the images can be fetched when their servers are back."""
     before, ledgers = files_of(job), _ledgers_of(job)
@@ -327,6 +335,7 @@ def test_only_a_whole_run_makes_a_lost_shard_again(job: Job, own_origin: Origin)
     assert own_origin.requests() == requests
 
 
+@pytest.mark.rotating
 def test_rows_of_an_interrupted_retry_are_kept(job: Job, tmp_path: Path) -> None:
     """What the retry has added to a shard whose other rows are lost is still there afterwards."""
 
@@ -361,6 +370,7 @@ def test_a_shard_without_rows_takes_no_resharded_file_along(tmp_path: Path, urls
     assert files_of(job) == before
 
 
+@pytest.mark.rotating
 def test_the_command_says_what_it_makes_again(
     job: Job, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -404,6 +414,7 @@ def test_the_command_says_what_it_makes_again(
     )
 
 
+@pytest.mark.rotating
 @pytest.mark.slow
 def test_a_repair_can_be_killed_at_any_moment(
     tmp_path: Path, source: CoyoSource, own_origin: Origin, preloaded: PreloadedCommand
@@ -439,6 +450,7 @@ def test_a_repair_can_be_killed_at_any_moment(
         assert sum(made.values()) <= len(urls) + 8 * kills  # of what was in flight when it was killed
 
 
+@pytest.mark.rotating
 @pytest.mark.slow
 def test_the_undoing_of_a_repair_can_be_killed_at_any_moment(
     tmp_path: Path, source: CoyoSource, preloaded: PreloadedCommand
@@ -481,6 +493,7 @@ def test_the_undoing_of_a_repair_can_be_killed_at_any_moment(
     assert kills > 1
 
 
+@pytest.mark.rotating
 def test_a_fifo_in_place_of_the_token_is_not_waited_for(tmp_path: Path) -> None:
     """The token of an interrupted repair is read as every file of the state folder is."""
     layout = replace(OutputLayout(tmp_path / "out"), job_hash="0").for_repair()

@@ -39,6 +39,7 @@ def logged(path: Path) -> list[tuple[str, str]]:
     return [(match[1], match[2]) for match in matches if match]
 
 
+@pytest.mark.rotating
 @pytest.mark.usefixtures("_commands_in_threads")
 def test_a_run_is_logged_to_a_file_and_as_json(
     tmp_path: Path, command: list[str], capfd: pytest.CaptureFixture[str]
@@ -90,6 +91,7 @@ def test_a_run_is_logged_to_a_file_and_as_json(
     assert not set(WORDS) & set(re.findall(r'"(\w+)":', job))
 
 
+@pytest.mark.rotating
 @pytest.mark.usefixtures("_commands_in_threads")
 def test_every_command_that_takes_long_has_the_options(
     tmp_path: Path, command: list[str], capfd: pytest.CaptureFixture[str]
@@ -127,6 +129,7 @@ def test_a_log_that_cannot_be_written_is_refused(
     assert not (tmp_path / "写真").exists()
 
 
+@pytest.mark.rotating
 def test_a_log_that_is_not_a_file_of_its_own_is_refused(
     tmp_path: Path, command: list[str], capfd: pytest.CaptureFixture[str]
 ) -> None:

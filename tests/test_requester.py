@@ -320,6 +320,7 @@ async def test_an_opt_out_is_obeyed_unless_it_is_to_be_ignored() -> None:
     assert isinstance(taken, Body)
 
 
+@pytest.mark.rotating
 @pytest.mark.both_loops
 async def test_proxies_are_used_only_with_trust_env(monkeypatch: pytest.MonkeyPatch) -> None:
     """The proxy may be in a private network, but the image may not; names are resolved by the proxy."""
@@ -540,6 +541,7 @@ async def test_a_paused_host_does_not_stop_the_others() -> None:
         await asyncio.gather(*delivering, return_exceptions=True)
 
 
+@pytest.mark.rotating
 async def test_hanging_requests_do_not_stop_the_others(origin: Origin, pictures: tuple[Path, list[str]]) -> None:
     """If the number of connections is not fixed, other requests take the slots of those that hang."""
     arrived = 0
@@ -559,6 +561,7 @@ async def test_hanging_requests_do_not_stop_the_others(origin: Origin, pictures:
         await asyncio.gather(*delivering, return_exceptions=True)
 
 
+@pytest.mark.rotating
 @pytest.mark.both_loops
 async def test_a_wait_for_memory_does_not_count_against_the_host() -> None:
     """A body that is held back for longer than the timeout arrives once there is memory for it."""
@@ -622,6 +625,7 @@ asyncio.run(main())
 """
 
 
+@pytest.mark.rotating
 async def test_large_bodies_stay_within_the_memory_budget() -> None:
     """Of 64 bodies of 30 MB at once, no more than 256 MiB and a margin are ever in memory, and all arrive."""
     body = bytes(30_000_000)
@@ -669,6 +673,7 @@ asyncio.run(main())
 """
 
 
+@pytest.mark.rotating
 @pytest.mark.both_loops
 async def test_running_out_of_descriptors_costs_no_image() -> None:
     """With descriptors for a dozen sockets and 64 connections, all images arrive."""

@@ -133,6 +133,7 @@ def test_the_order_of_a_seed_never_changes() -> None:
     assert permutation(1000, 1).tolist() != permutation(1000, 2).tolist()
 
 
+@pytest.mark.rotating
 def test_shards_of_more_than_a_thousand_rows_are_as_a_sink_writes_them(tmp_path: Path) -> None:
     """A shard that is written in any order has the same bytes as one written row by row."""
     rows = pairs(5003)
@@ -152,6 +153,7 @@ def test_names_sort_as_numbers_do(shards: int, last: str) -> None:
     assert names[-1] == last
 
 
+@pytest.mark.rotating
 def test_a_killed_run_resumes_with_the_same_bytes(tmp_path: Path, source: Path, undisturbed: dict[str, bytes]) -> None:
     """A run that is killed before any file operation, and run again, makes what an uninterrupted run makes."""
     before = files_of(source)
@@ -266,6 +268,7 @@ def _nothing(_: Path) -> None:
     pass
 
 
+@pytest.mark.rotating
 @pytest.mark.parametrize(
     ("make_old", "task"),
     [(_folder, "swap"), (_folder, "swap-apart"), (_link, "swap"), (_nothing, "swap")],

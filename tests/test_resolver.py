@@ -209,6 +209,7 @@ async def test_few_of_thousands_of_addresses_are_kept() -> None:
     assert channel.lookups > 2000 // 8  # so that the channel, which keeps them all, is soon replaced
 
 
+@pytest.mark.rotating
 @pytest.mark.slow  # takes many seconds; that only a few are queried over TCP at a time is tested next
 async def test_names_with_thousands_of_addresses_are_found_in_little_memory() -> None:
     """Over UDP they don't fit; a few at a time are queried over TCP, and all are found. Measured in a child process."""
@@ -242,6 +243,7 @@ asyncio.run(main())
 """
 
 
+@pytest.mark.rotating
 async def test_a_zone_that_is_silent_over_tcp_delays_only_its_own_names() -> None:
     """Its answers don't fit into a packet, and over TCP it is silent: after a few of its names no more are queried.
 
@@ -413,6 +415,7 @@ async def test_the_cache_is_bounded() -> None:
             assert resolver.statistics().queried == 16
 
 
+@pytest.mark.rotating
 @pytest.mark.both_loops
 async def test_lost_packets_fail_no_name(monkeypatch: pytest.MonkeyPatch) -> None:
     """If 30 % of all queries are lost, the tries of c-ares and our own rounds still find every name."""
@@ -492,6 +495,7 @@ async def test_a_name_server_must_be_an_address() -> None:
         Resolver(_GUARD, ("dns.example",))
 
 
+@pytest.mark.rotating
 @pytest.mark.both_loops
 async def test_running_out_of_descriptors_fails_no_name() -> None:
     """The error has the errno and is not cached: once there are descriptors, the same name is found."""

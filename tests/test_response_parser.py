@@ -94,6 +94,7 @@ def _cuts(data: bytes) -> Iterator[Sequence[bytes]]:
         yield [data[:position], data[position:]]
 
 
+@pytest.mark.rotating
 @pytest.mark.parametrize("name", sorted(name for name, row in BEHAVIOURS.items() if not row.waits))
 def test_how_a_response_is_cut_makes_no_difference(name: str) -> None:
     """Each response of the table gives the same result whole, byte by byte, and cut in two anywhere."""

@@ -204,6 +204,7 @@ def test_an_interrupted_retry_resumes_with_its_scratch(tmp_path: Path, job: Job)
     assert not spool.exists()
 
 
+@pytest.mark.rotating
 def test_a_retry_uses_the_options_of_the_run(job: Job) -> None:
     """Networks that the run allowed stay allowed, and an option that is given holds for this retry only."""
     run(job)
@@ -300,6 +301,7 @@ def test_a_damaged_retry_state_is_reported(cut_job: Job) -> None:
         assert path.read_text() == content
 
 
+@pytest.mark.rotating
 def test_a_retry_is_refused_while_a_shard_is_missing(cut_job: Job, own_origin: Origin) -> None:
     """Nothing is requested; once a run has made the shard again, the retry works."""
     run(cut_job)
@@ -323,6 +325,7 @@ def test_missing_failed_samples_are_reported(job: Job, damage: Callable[[Path], 
     assert files_of(job) == before
 
 
+@pytest.mark.rotating
 @pytest.mark.parametrize("name", ["ledger/part-00001.parquet", "failed/part-00001.spool"])
 def test_a_damaged_file_costs_only_its_shard(cut_job: Job, own_origin: Origin, name: str) -> None:
     """The error names the file to delete; the next run makes that shard again and keeps everything else."""
@@ -411,6 +414,7 @@ _IMPOSSIBLE_RESHARD_RECORDS: tuple[dict[str, object], ...] = (
 )
 
 
+@pytest.mark.rotating
 def test_an_impossible_reshard_record_is_damaged(cut_job: Job) -> None:
     """Whatever the file contains, the error is one line."""
     run(resharded(cut_job))
@@ -524,6 +528,7 @@ def allow_loopback(job: Job) -> Job:
     return replace(job, fetch=replace(job.fetch, allow_net=LOOPBACK))
 
 
+@pytest.mark.rotating
 def test_permissions_of_a_retry_hold_for_later_retries(blocked_job: Job, caplog: pytest.LogCaptureFixture) -> None:
     """An image that failed after it was permitted is not blocked in the next retry; a message lists permissions."""
     caplog.set_level("INFO", "datafetch")
@@ -558,6 +563,7 @@ def test_allowed_networks_add_up_and_other_permissions_are_replaced() -> None:
     )
 
 
+@pytest.mark.rotating
 def test_an_interrupted_retry_is_completed_with_its_own_options(
     blocked_job: Job, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -615,6 +621,7 @@ def test_a_run_names_the_retry_that_fetches_what_it_now_permits(
     assert "had failed before" not in capfd.readouterr().out
 
 
+@pytest.mark.rotating
 @pytest.mark.usefixtures("_commands_in_threads")
 def test_a_summary_names_a_retry_where_it_requests_something(job: Job, capfd: pytest.CaptureFixture[str]) -> None:
     """It says how many images and why; a retry that requests nothing says what it leaves alone, and how to get that."""
@@ -664,6 +671,7 @@ def test_name_servers_given_later_take_along_the_names_that_were_not_found(
         assert "retried 3, 3 arrived" in capfd.readouterr().out
 
 
+@pytest.mark.rotating
 def test_images_that_need_a_permission_are_counted(blocked_job: Job) -> None:
     """Runs and retries count them by kind; kinds that a permission selects are retried with those that may pass."""
     assert run(blocked_job).permittable == {"blocked_address": IMAGES}
@@ -723,6 +731,7 @@ def test_a_clock_that_is_set_back_does_not_restart_a_retry(cut_job: Job, own_ori
     assert path_of(interrupted.result.line.url) not in requests
 
 
+@pytest.mark.rotating
 def test_a_spool_made_from_an_earlier_ledger_is_discarded(cut_job: Job) -> None:
     """Its samples belong to a ledger that was replaced, even if it looks newer than the new one."""
     run(cut_job)

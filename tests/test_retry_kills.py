@@ -111,6 +111,7 @@ def kill_until_done(
     assert kills >= 3
 
 
+@pytest.mark.rotating
 @pytest.mark.slow
 @pytest.mark.parametrize("dataset", ["resharded"], indirect=True)
 def test_a_run_killed_during_resharding(dataset: FlakyDataset, preloaded: PreloadedCommand, tmp_path: Path) -> None:
@@ -127,6 +128,7 @@ def test_a_run_killed_during_resharding(dataset: FlakyDataset, preloaded: Preloa
     assert not [path for path in dataset.out.with_name("pkl03-split.datafetch").rglob("*.pkl") if path.is_file()]
 
 
+@pytest.mark.rotating
 @pytest.mark.parametrize(
     ("victim", "steps_between"),
     [

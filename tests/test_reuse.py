@@ -115,6 +115,7 @@ def paths(source: CoyoSource, positions: Any) -> list[str]:
     return sorted(path_of(urls[position]) for position in positions)
 
 
+@pytest.mark.rotating
 @pytest.mark.parametrize("world_size", [None, 2], ids=["as cut", "resharded"])
 def test_a_larger_limit_requests_only_what_is_beyond(
     job: Job, source: CoyoSource, own_origin: Origin, world_size: int | None
@@ -128,6 +129,7 @@ def test_a_larger_limit_requests_only_what_is_beyond(
     assert smaller.requested == paths(source, MAY_PASS[:1])
 
 
+@pytest.mark.rotating
 def test_another_id_list_requests_only_its_other_ids(
     tmp_path: Path, job: Job, source: CoyoSource, own_origin: Origin
 ) -> None:
@@ -143,6 +145,7 @@ def test_another_id_list_requests_only_its_other_ids(
     ]
 
 
+@pytest.mark.rotating
 def test_images_that_were_kept_are_encoded_again(job: Job, source: CoyoSource, own_origin: Origin) -> None:
     """With another short side the original bytes are read from the rows; images that were encoded are requested."""
     first = replace(job, image=KEPT, payload=Payload.BYTES, world_size=2)
@@ -157,6 +160,7 @@ def test_images_that_were_kept_are_encoded_again(job: Job, source: CoyoSource, o
     assert done.report.reused == len(kept)
 
 
+@pytest.mark.rotating
 def test_other_rows_of_the_same_images_request_nothing(job: Job, source: CoyoSource, own_origin: Origin) -> None:
     """With another payload, or without equal shards again, nothing but failures is requested."""
     first = replace(job, world_size=2, payload=Payload.BYTES)
@@ -221,6 +225,7 @@ def documents(tmp_path: Path, own_origin: Origin, small_pictures: Pictures) -> D
     )
 
 
+@pytest.mark.rotating
 @pytest.mark.parametrize("world_size", [None, 2], ids=["as cut", "resharded"])
 def test_documents_of_another_number_of_images(
     documents: Documents, own_origin: Origin, world_size: int | None
@@ -282,6 +287,7 @@ def stop(job: Job, shards: int) -> set[str]:
     return {line.url for line in lines if line.outcome == "ok"}
 
 
+@pytest.mark.rotating
 def test_what_interrupted_runs_have_is_taken_too(
     tmp_path: Path, job: Job, source: CoyoSource, own_origin: Origin
 ) -> None:
@@ -337,6 +343,7 @@ def test_other_permissions_take_only_what_needed_none(job: Job) -> None:
     assert run(wider).reused == 0
 
 
+@pytest.mark.rotating
 def test_what_is_damaged_is_requested_again(job: Job, caplog: pytest.LogCaptureFixture) -> None:
     """A shard that is gone or cut, or a record that is damaged, costs only its images."""
     first = replace(job, limit=50)
@@ -371,6 +378,7 @@ def content_of(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
+@pytest.mark.rotating
 @pytest.mark.parametrize("kind", ["resharded", "files"])
 def test_an_output_is_set_aside_whole_or_not_at_all(
     tmp_path: Path, job: Job, own_origin: Origin, pictures: Pictures, kind: str, capfd: pytest.CaptureFixture[str]
@@ -450,6 +458,7 @@ def test_several_processes_complete_what_was_begun(job: Job, own_origin: Origin)
         datafetch.fetch_shards(replace(job, reuse=True))
 
 
+@pytest.mark.rotating
 def test_images_of_retries_are_taken(tmp_path: Path, job: Job, own_origin: Origin, small_pictures: Pictures) -> None:
     """Those of a complete retry, and those that an interrupted one has in its spools."""
     faults = {4: "flaky", 17: "flaky", 33: "flaky"}
@@ -478,6 +487,7 @@ def test_images_of_retries_are_taken(tmp_path: Path, job: Job, own_origin: Origi
 OPTIONS = ("--allow-net", "127.0.0.0/8", "--connections", "8", "--processes", "1", "--retries", "0")
 
 
+@pytest.mark.rotating
 @pytest.mark.usefixtures("_commands_in_threads")
 def test_the_command_names_the_option_and_then_takes_it(
     tmp_path: Path, source: CoyoSource, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
@@ -509,6 +519,7 @@ def test_the_command_names_the_option_and_then_takes_it(
     assert summary["requests"] == 20 - len(wanted)
 
 
+@pytest.mark.rotating
 @pytest.mark.slow
 def test_a_run_killed_at_any_step_keeps_what_there_is(preloaded: PreloadedCommand, tmp_path: Path) -> None:
     """Whether it is moving the earlier output, reading it or deleting it; and no stored image is requested."""

@@ -50,6 +50,7 @@ def _response(chance: random.Random) -> bytes:
     return bytes(response[: chance.randrange(len(response))] if chance.random() < 0.1 else response)
 
 
+@pytest.mark.rotating
 @pytest.mark.both_loops
 @pytest.mark.parametrize("seed", [11, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (12, 13))])
 async def test_no_response_affects_more_than_its_own_image(seed: int) -> None:

@@ -92,6 +92,7 @@ async def test_missing_protections_are_logged(caplog: pytest.LogCaptureFixture) 
     assert all(("signals" in line, "files" in line) == (True, LANDLOCK < FILES) for line in lines)
 
 
+@pytest.mark.rotating
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ATTEMPTS)
 async def test_attempts_succeed_without_the_sandbox(name: str, tmp_path: Path) -> None:
@@ -100,6 +101,7 @@ async def test_attempts_succeed_without_the_sandbox(name: str, tmp_path: Path) -
         assert await attempt_in_worker(name, target, is_sandboxed=False) == DONE
 
 
+@pytest.mark.rotating
 async def test_its_limits_are_low_and_cannot_be_raised() -> None:
     """It may open few descriptors, and can't raise that limit."""
     async with Transcoder(processes=1, codec=attempt) as transcode:
@@ -112,11 +114,13 @@ async def test_its_limits_are_low_and_cannot_be_raised() -> None:
     ]
 
 
+@pytest.mark.rotating
 async def test_it_may_have_threads() -> None:
     """Libraries create threads, which end with the worker."""
     assert await attempt_in_worker("thread") == DONE
 
 
+@pytest.mark.rotating
 async def test_it_has_no_privileges() -> None:
     """No capability is left, even if root runs datafetch, and no program that it starts could gain any."""
     async with Transcoder(processes=1, codec=attempt) as transcode:
@@ -124,6 +128,7 @@ async def test_it_has_no_privileges() -> None:
     assert [outcome.jpeg for outcome in outcomes if isinstance(outcome, Encoded)] == [b"0", b"1"]
 
 
+@pytest.mark.rotating
 async def test_it_has_no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """Cloud credentials and the like stay with the parent; not even /proc/self/environ shows them."""
     for name in ("AWS_SECRET_ACCESS_KEY", "HF_TOKEN", "HTTPS_PROXY", "SSH_AUTH_SOCK", "HOME"):
@@ -145,6 +150,7 @@ async def test_pictures_are_the_same_as_outside_of_it(pictures: tuple[Path, list
     await check_same_outcomes([(folder / name).read_bytes() for name in names], ImageSpec(short_side_px=40))
 
 
+@pytest.mark.rotating
 @pytest.mark.slow
 @pytest.mark.parametrize("pixels", Pixels)
 async def test_every_kind_of_file_is_the_same_as_outside_of_it(pixels: Pixels) -> None:

@@ -40,6 +40,7 @@ def command(tmp_path: Path, source: CoyoSource) -> list[str]:
     ]
 
 
+@pytest.mark.rotating
 @pytest.mark.parametrize(
     "closed",
     [
@@ -64,6 +65,7 @@ def _limited(limit_bytes: int) -> Callable[[], None]:
     return lambda: resource.setrlimit(resource.RLIMIT_AS, (limit_bytes, limit_bytes))
 
 
+@pytest.mark.rotating
 @pytest.mark.parametrize(
     "limit_mib",
     [
@@ -181,6 +183,7 @@ def write_shard(folder: Path, row: dict[str, object]) -> Path:
     return folder
 
 
+@pytest.mark.rotating
 @pytest.mark.parametrize("key", [EVIL, EVIL * 100_000])
 def test_untrusted_names_do_not_control_the_terminal(
     tmp_path: Path, key: str, capfd: pytest.CaptureFixture[str]

@@ -63,6 +63,7 @@ def is_free(layout: OutputLayout) -> bool:
 
 
 # Both signals occur in either; which is the first and which the last differs.
+@pytest.mark.rotating
 @pytest.mark.parametrize("signal_number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_the_second_signal_is_answered_and_the_third_ends_it_at_once(
     trial: Trial, tmp_path: Path, signal_number: signal.Signals
@@ -84,6 +85,7 @@ def test_the_second_signal_is_answered_and_the_third_ends_it_at_once(
     trial.check_complete(folders)
 
 
+@pytest.mark.rotating
 def test_sigterm_stops_a_run_that_ignores_ctrl_c(trial: Trial, tmp_path: Path) -> None:
     """A command that a script started in the background ignores Ctrl-C."""
     folders = RunFolders(tmp_path)
@@ -116,6 +118,7 @@ def test_a_command_that_is_still_loading_exits_at_once(trial: Trial, tmp_path: P
     assert not listed(tmp_path)
 
 
+@pytest.mark.rotating
 @pytest.mark.slow
 @pytest.mark.parametrize("is_ended", [False, True], ids=["continues", "SIGTERM"])
 def test_a_stopped_fork_server_does_not_hang_a_run(trial: Trial, tmp_path: Path, is_ended: bool) -> None:
@@ -224,6 +227,7 @@ SCENES: Mapping[str, Callable[[Trial, Path], Scene]] = {
 }
 
 
+@pytest.mark.rotating
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
 @pytest.mark.parametrize("scene", SCENES)

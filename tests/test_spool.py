@@ -111,6 +111,7 @@ async def test_a_run_resumes_where_the_last_one_stopped(tmp_path: Path) -> None:
     assert [sample.record(jpeg_of).sample for sample in await read(path)] == [whole, half]
 
 
+@pytest.mark.rotating
 @settings(max_examples=150)
 @given(data=st.data())
 def test_damage_loses_only_what_it_touched(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:

@@ -90,6 +90,7 @@ def check_consistency(status: Status) -> None:
     assert bool(status.at_work) is (status.state is RunState.RUNNING)
 
 
+@pytest.mark.rotating
 def test_the_status_of_a_run_is_consistent_to_its_end(tmp_path: Path, run_at_work: subprocess.Popen[str]) -> None:
     """It never fails, contradicts itself or goes back, and at the end it agrees with the report."""
     out = data_folder(tmp_path)
@@ -126,6 +127,7 @@ def test_the_status_of_a_run_is_consistent_to_its_end(tmp_path: Path, run_at_wor
     assert [(host.host, host.by_kind) for host in last.hosts] == [("127.0.0.1", {"http_status": 9})]
 
 
+@pytest.mark.rotating
 @pytest.mark.parametrize("signal_number", [signal.SIGKILL, signal.SIGTERM])
 def test_a_stopped_run_is_interrupted(
     tmp_path: Path, run_at_work: subprocess.Popen[str], signal_number: signal.Signals
@@ -266,6 +268,7 @@ def test_garbage_in_the_state_folder_is_ignored(layout: OutputLayout, report: by
     assert replace(after, spooled_bytes=before.spooled_bytes) == before
 
 
+@pytest.mark.rotating
 def test_records_before_the_damage_of_a_spool_count(layout: OutputLayout) -> None:
     """Wherever a byte is flipped (here every fifth one), the status neither fails nor invents images."""
     path = next(layout.all_spools.glob("*/b.spool"))

@@ -74,6 +74,7 @@ def recipe(rows: Sequence[tuple[int, int, int]]) -> list[dict[str, Any]]:
     return made
 
 
+@pytest.mark.rotating
 @pytest.mark.parametrize("count", [30, 60])
 def test_the_files_and_the_list_are_those_of_the_recipe(tmp_path: Path, source: Path, count: int) -> None:
     """Images as Pillow saves them by default, the list to the byte, and no file is read that is not needed."""
@@ -189,6 +190,7 @@ def test_files_of_another_form_are_refused(tmp_path: Path, table: pa.Table) -> N
         run(job_for(tmp_path, tmp_path / "source", 1))
 
 
+@pytest.mark.rotating
 def test_an_image_in_a_dictionary_is_read_a_few_rows_at_a_time(tmp_path: Path) -> None:
     """Rows that share one large image would otherwise take the memory of all of them."""
     image = random.Random(1).randbytes(2_500_000)  # its content is not looked at

@@ -134,6 +134,7 @@ def test_records_that_would_end_the_training_are_left_out(tmp_path: Path) -> Non
     assert [one["id"] for one in json.loads(written(job))] == [1, 2, 5, 11]
 
 
+@pytest.mark.rotating
 def test_what_it_gives_passes_the_check(tmp_path: Path) -> None:
     """``verify`` opens every image of the list below the trainer's data folder; behind links if it is told so."""
     write_images(tmp_path / "shared", "1.jpg", "2.jpg")
@@ -296,6 +297,7 @@ def test_images_that_come_or_go_are_noticed_by_the_next_run(tmp_path: Path) -> N
     assert [one["id"] for one in json.loads(written(job))] == [0, 1, 2]
 
 
+@pytest.mark.rotating
 def test_the_check_knows_where_the_images_of_a_list_are(tmp_path: Path) -> None:
     """By the run that made it, whether it is named by its list or by its output, which is no folder."""
     write_images(tmp_path / "data", "coco/train2017/1.jpg")

@@ -181,6 +181,7 @@ sys.stdout.buffer.write(transcode(sys.stdin.buffer.read(), ImageSpec()).jpeg)
     assert outcome.jpeg == without
 
 
+@pytest.mark.rotating
 @needs_turbo
 async def test_workers_have_it_before_their_first_image() -> None:
     """The fork server loads and compares simplejpeg once, outside the sandbox, for all workers."""

@@ -130,6 +130,7 @@ def trainer_can_open(body: bytes) -> bool:
     return True
 
 
+@pytest.mark.rotating
 @pytest.mark.parametrize("by_datafetch", [True, False])
 def test_intact_shards_pass(tmp_path: Path, pictures: tuple[Path, list[str]], by_datafetch: bool) -> None:
     """Pictures of every format and mode pass, as base64 and as bytes, in shards of datafetch and of others."""
@@ -148,6 +149,7 @@ def test_intact_shards_pass(tmp_path: Path, pictures: tuple[Path, list[str]], by
     assert (verdict.samples, verdict.images) == (len(rows), len(rows))
 
 
+@pytest.mark.rotating
 async def test_a_callers_own_loop_is_not_blocked(tmp_path: Path) -> None:
     """Documents pass as well, verified inside a running loop, which nothing blocks."""
     await asyncio.to_thread(write_shard, tmp_path / "out", [document()] * 3)
@@ -224,6 +226,7 @@ WRONG_DOCUMENTS: list[tuple[Row, list[str]]] = [
 ]
 
 
+@pytest.mark.rotating
 def test_problems_of_documents_are_named(tmp_path: Path) -> None:
     """Each problem is one line with the file, the row, its URL and the image."""
     write_shard(tmp_path / "out", [document(), *(row for row, _ in WRONG_DOCUMENTS)])
@@ -239,6 +242,7 @@ def test_problems_of_documents_are_named(tmp_path: Path) -> None:
         assert found.startswith(start)
 
 
+@pytest.mark.rotating
 def test_truncated_images_are_found(tmp_path: Path, pictures: tuple[Path, list[str]]) -> None:
     """Pictures of every format that are cut in the middle do not pass, and would stop the trainer."""
     bodies = [(pictures[0] / name).read_bytes() for name in pictures[1][:22]]
@@ -251,6 +255,7 @@ def test_truncated_images_are_found(tmp_path: Path, pictures: tuple[Path, list[s
     assert all("the image can't be decoded (truncated: " in line for line in problems)
 
 
+@pytest.mark.rotating
 def test_a_png_that_the_trainers_pillow_refuses_is_found(tmp_path: Path) -> None:
     """A run removes the texts of such a PNG; in a third-party shard it still has them, and stops the trainer."""
     text = chunk(b"zTXt", b"Comment\0\0" + zlib.compress(bytes(2 << 20)))
@@ -330,6 +335,7 @@ def _circle(out: Path) -> None:
     (out / "part-00000.pkl").write_bytes(pickle.dumps([{"text": circle}]))
 
 
+@pytest.mark.rotating
 @pytest.mark.parametrize(
     ("harm", "problem"),
     [
@@ -362,6 +368,7 @@ def test_problems_of_a_folder_are_named(tmp_path: Path, harm: Callable[[Path], N
     assert verdict.images >= 1
 
 
+@pytest.mark.rotating
 @pytest.mark.parametrize("by_datafetch", [True, False])
 def test_a_hostile_shard_calls_nothing(tmp_path: Path, by_datafetch: bool) -> None:
     """A pickle that calls a function is a problem, and the function is not called."""
@@ -417,6 +424,7 @@ def test_shards_that_no_rank_reads_are_reported_but_no_problem(tmp_path: Path) -
     assert lines[-1] == "all checks passed"
 
 
+@pytest.mark.rotating
 def test_the_default_group_is_that_of_the_loader(tmp_path: Path) -> None:
     """Pairs are grouped by four and documents by one unless the options say otherwise."""
     write_shard(tmp_path / "pairs", [pair()] * 8)
@@ -431,6 +439,7 @@ def verify_lines(capfd: pytest.CaptureFixture[str], out: Path, *options: str) ->
     return code, capfd.readouterr().out.splitlines()[1:]
 
 
+@pytest.mark.rotating
 def test_an_output_is_verified_for_the_ranks_that_it_was_made_for(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -466,6 +475,7 @@ def test_an_output_is_verified_for_the_ranks_that_it_was_made_for(
     )
 
 
+@pytest.mark.rotating
 def test_shards_that_were_not_resharded_need_not_fit_any_ranks(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -514,6 +524,7 @@ def test_kept_problems_take_bounded_memory() -> None:
     assert all(len(line) < 600 for line in findings.kept_problems)
 
 
+@pytest.mark.rotating
 def test_the_problems_of_one_document_are_bounded(tmp_path: Path) -> None:
     """An invalid image takes a byte in the row, but hundreds in a problem."""
     write_shard(tmp_path / "out", [document(image_info=[None] * 1_000_000)])
@@ -540,6 +551,7 @@ def test_the_images_of_a_record_are_examined_one_by_one(tmp_path: Path) -> None:
     assert sum(one.samples for one in examined) == 1
 
 
+@pytest.mark.rotating
 def test_all_problems_are_counted_and_some_are_kept(tmp_path: Path) -> None:
     """Of thousands of problems the first thousand are kept, a hundred are shown, and the others are counted."""
     write_shard(tmp_path / "out", [pair(text=None, image=GONE)] * MAX_KEPT_PROBLEMS)
@@ -643,6 +655,7 @@ def test_a_record_that_is_no_dict_is_named(tmp_path: Path) -> None:
     assert (verdict.samples, verdict.images) == (2, 1)
 
 
+@pytest.mark.rotating
 def test_intact_records_pass(tmp_path: Path) -> None:
     """Text alone, several images, a shared image (decoded once) and an image root elsewhere pass."""
     several = record(image=["a/cat.jpg", "./b.gif"], conversations=turns("<image>", "and?", "<image>?", "both"))
@@ -659,6 +672,7 @@ def test_intact_records_pass(tmp_path: Path) -> None:
     assert not verified(moved).is_sound
 
 
+@pytest.mark.rotating
 @pytest.mark.parametrize(
     ("text", "problem"),
     [
@@ -749,6 +763,7 @@ def test_what_is_read_and_not_decoded_is_not_done() -> None:
     assert verifying_line(replace(now, total_bytes=0)).whole() == "100 images  10/s  440 samples"
 
 
+@pytest.mark.rotating
 def test_the_exit_code_and_output_of_the_command(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """0 if all checks passed; otherwise 1, with the problems as lines and as JSON."""
     write_shard(tmp_path / "out", [pair()] * 8)
@@ -817,6 +832,7 @@ def test_a_wrong_command_is_one_line_and_exit_2(
         assert printed.err.startswith("datafetch: ")
 
 
+@pytest.mark.rotating
 def test_the_current_folder_can_be_verified(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The path ``.`` works, although it contains no name."""
     write_shard(tmp_path / "out", [pair()])
@@ -824,6 +840,7 @@ def test_the_current_folder_can_be_verified(tmp_path: Path, monkeypatch: pytest.
     assert verified(Path()).is_sound
 
 
+@pytest.mark.rotating
 def test_ctrl_c_ends_the_command(tmp_path: Path) -> None:
     """Ctrl-C during a check ends it with 130 and without a traceback, and leaves no process."""
     slow = base64.b64encode(saved(Image.new("RGB", (1500, 1500)), "PNG")).decode()

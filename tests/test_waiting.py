@@ -98,6 +98,7 @@ async def test_requests_that_wait_for_others_at_their_host_count() -> None:
     assert find_waiting(hosts, pauses) is None
 
 
+@pytest.mark.rotating
 def test_a_user_sees_what_is_waited_for(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """On a terminal of 80 columns, in the status and its JSON, and without a time left as long as nothing is sent."""
     with BusyServer() as busy:

@@ -453,6 +453,19 @@ async def test_half_an_answer_is_no_missing_name() -> None:
                 await resolver.lookup("cat.example")
 
 
+async def test_a_lost_answer_is_not_taken_for_a_zone_that_is_silent_over_tcp(monkeypatch: pytest.MonkeyPatch) -> None:
+    """If a server fails for the addresses, and has said late that there are none of IPv6, it is queried again."""
+    monkeypatch.setattr(nameservers, "_TRIES", 2)
+    with NameServer() as server:
+        server.script_by_type = {
+            ("cat.example", Type.A): (*[SERVFAIL] * 4, _HERE),
+            ("cat.example", Type.AAAA): (SILENCE, NO_DATA, SILENCE, NO_DATA),
+        }
+        async with _resolver(server.address) as resolver:
+            await resolver.lookup("cat.example")
+            assert resolver.statistics().found == 1
+
+
 @pytest.mark.parametrize("is_silent", [True, False])
 async def test_other_servers_stand_in_for_a_dead_one(is_silent: bool) -> None:
     """If the first server is dead, every name is found, and only the first few are sent to it."""

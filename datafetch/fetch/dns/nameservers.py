@@ -335,13 +335,14 @@ class _Channel:
 
 
 async def _query_udp(resolver: aiodns.DNSResolver, name: str) -> NameAnswer | None:
-    """Query over UDP; return None if the packet holds no address, since there may be some that did not fit."""
+    """Query over UDP; return None if the packets hold no address, since there may be some that did not fit."""
     try:
         return await _addresses(resolver, name)
     except aiodns.error.DNSError as error:
-        if error.args[0] == aiodns.error.ARES_ENODATA:
-            return None
-        raise
+        if error.args[0] != aiodns.error.ARES_ENODATA:
+            raise
+        await _confirm_no_address(resolver, name)
+        return None
 
 
 async def _query_tcp(resolver: aiodns.DNSResolver, name: str) -> NameAnswer:
@@ -387,7 +388,7 @@ def _preferred_family_first(addresses: Iterable[str]) -> tuple[str, ...]:
 
 
 async def _confirm_no_address(resolver: aiodns.DNSResolver, name: str) -> None:
-    """Return if a server has said of both types of address that there are none; otherwise raise DNSError.
+    """Return if a server has said of both types of address that there are none; otherwise raise.
 
     A lookup makes two queries, and c-ares reports the result of the later one. So "no AAAA" may hide that no server
     answered for A. What c-ares does know is in its cache, so this sends only the query whose answer is missing.
@@ -400,7 +401,7 @@ async def _confirm_no_address(resolver: aiodns.DNSResolver, name: str) -> None:
                 raise
         else:
             if any(record.type == number for record in result.answer):
-                raise aiodns.error.DNSError(aiodns.error.ARES_ETIMEOUT, "an answer was lost")
+                raise NameServerError("an answer was lost")
 
 
 def _classify(error: aiodns.error.DNSError) -> OSError:

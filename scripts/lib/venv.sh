@@ -28,14 +28,16 @@ find_python() {
     die "needs Python 3.11 or later, found none as: ${candidates[*]} (set PYTHON to point at one)"
 }
 
-# ensure_venv [EXTRAS]: make the venv if it is missing or broken, and install the package, editable, with EXTRAS such as
-# "[test]" at the versions of constraints.txt. Does not run pip if nothing has changed since the last time.
+# ensure_venv [EXTRAS [OPTIONS OF PIP]]: make the venv if it is missing or broken, and install the package, editable, with
+# EXTRAS such as "[test]" at the versions of constraints.txt. Does not run pip if nothing has changed since the last time.
 ensure_venv() {
     local extras=${1:-} constraints=$root/constraints.txt stamp=$venv/installed python wanted
     if ! _venv_works; then
         python=$(find_python)
         echo "Making ${venv##*/} with $python" >&2
         "$python" -m venv --clear "$venv"
+        # The pip of Python 3.11 takes a minute of CPU time to choose among the wheels, the current one a third of that.
+        "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --upgrade pip || true
     fi
     wanted="$(cat "$root/pyproject.toml" "$constraints" | sha256sum) $extras"
     # A matching prefix is enough: an install with more extras also serves those who need none.
@@ -46,7 +48,7 @@ ensure_venv() {
         grep -v '^pillow==' "$root/constraints.txt" >"$constraints"
     fi
     echo "Installing into ${venv##*/} (takes a minute the first time)" >&2
-    "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --use-pep517 \
+    "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --use-pep517 "${@:2}" \
         --constraint "$constraints" --editable "$root$extras"
     echo "$wanted" >"$stamp"
 }

@@ -37,7 +37,7 @@ ensure_venv() {
         echo "Making ${venv##*/} with $python" >&2
         "$python" -m venv --clear "$venv"
         # The pip of Python 3.11 takes a minute of CPU time to choose among the wheels, the current one a third of that.
-        "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --upgrade pip || true
+        "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --upgrade pip 2>/dev/null || true
     fi
     wanted="$(cat "$root/pyproject.toml" "$constraints" | sha256sum) $extras"
     # A matching prefix is enough: an install with more extras also serves those who need none.

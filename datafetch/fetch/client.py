@@ -13,7 +13,6 @@ from types import TracebackType
 
 from aiohttp import ClientOSError, ServerDisconnectedError
 from multidict import CIMultiDictProxy
-from yarl import URL
 
 from datafetch.fetch.connection import Connection, Endpoint
 from datafetch.fetch.connections import Connections
@@ -22,6 +21,7 @@ from datafetch.fetch.policy import FetchPolicy
 from datafetch.fetch.received_body import ReceivedBody
 from datafetch.fetch.request_writer import RequestWriter
 from datafetch.fetch.response_head import ProtocolError
+from datafetch.fetch.urls import WebUrl
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +36,7 @@ class Response:
         body: Collects the body's bytes as they arrive.
     """
 
-    url: URL
+    url: WebUrl
     status: int
     headers: CIMultiDictProxy[str]
     content_length: int | None
@@ -57,7 +57,7 @@ class Client:
         self._range_stall_timeout_s = policy.timeout_s
         self._connections = connections
 
-    def send(self, hop: Hop, proxy: URL | None = None) -> ResponseContext:
+    def send(self, hop: Hop, proxy: WebUrl | None = None) -> ResponseContext:
         """Send a request when the returned context is entered, and take its connection back when that is left.
 
         Entering raises what ``Connections.connect`` does, and aiohttp's exceptions for what comes through a connection.
@@ -91,20 +91,14 @@ class Client:
         self._connections.release(connection)
 
     async def _exchange(self, connection: Connection, request: bytes, hop: Hop) -> Response:
-        protocol, url = connection.protocol, hop.url
+        protocol = connection.protocol
         is_range = hop.request.byte_range is not None
         stall_timeout_s = self._range_stall_timeout_s if is_range else self._stall_timeout_s
         protocol.expect_response(stall_timeout_s, hop.transfer)
         connection.transport.write(request)
         head = await protocol.read_head()
         assert protocol.body is not None, "it begins where the head ends"
-        return Response(
-            url if url.raw_user is None and url.raw_password is None else url.with_user(None),
-            head.status,
-            head.headers,
-            head.content_length,
-            protocol.body,
-        )
+        return Response(hop.url.without_login(), head.status, head.headers, head.content_length, protocol.body)
 
 
 class ResponseContext:
@@ -112,7 +106,7 @@ class ResponseContext:
 
     __slots__ = ("_client", "connection", "hop", "proxy")
 
-    def __init__(self, client: Client, hop: Hop, proxy: URL | None) -> None:
+    def __init__(self, client: Client, hop: Hop, proxy: WebUrl | None) -> None:
         self._client = client
         self.hop = hop
         self.proxy = proxy

@@ -22,7 +22,6 @@ from tenacity import (
     wait_exponential,
     wait_random,
 )
-from yarl import URL
 
 from datafetch.fetch.classify import classify
 from datafetch.fetch.cookies import Cookies
@@ -35,7 +34,7 @@ from datafetch.fetch.policy import FetchPolicy
 from datafetch.fetch.receive_rate import ReceiveRate
 from datafetch.fetch.requester import Requester
 from datafetch.fetch.statistics import FetchStatistics
-from datafetch.fetch.urls import BadUrlError, authority, parse_url
+from datafetch.fetch.urls import BadUrlError, WebUrl, parse_url, split_url
 from datafetch.fetch.waiting import find_waiting
 from datafetch.model.outcome import OK, Body, Failure, FailureKind, Fetched
 from datafetch.model.request import Request
@@ -64,7 +63,7 @@ class _Call:
         deadline: The clock of the attempt that is being made; None between attempts.
     """
 
-    url: URL
+    url: WebUrl
     request: Request
     memory: Reservation
     attempts: int = 0
@@ -277,11 +276,11 @@ class Fetcher:
         if not isinstance(fetched, Failure) or not fetched.may_pass or fetched.kind in _RETRIED_ELSEWHERE:
             return False
         is_throttled = fetched.status in (HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE)
-        return not is_throttled or self._requester.hosts.may_wait_for(authority(URL(fetched.final_url, encoded=True)))
+        return not is_throttled or self._requester.hosts.may_wait_for(split_url(fetched.final_url).authority)
 
     async def _attempt(self, call: _Call) -> Fetched:
         """Make one attempt, redirects included."""
-        deadline = call.deadline = Deadline(self._limit_s(call.request))
+        deadline = call.deadline = Deadline(self._limit_s(call.request), self._requester.timers)
         fetched = await self._follow_redirects(call, deadline)
         if isinstance(fetched, Failure):
             call.memory.shrink(0)  # what was received is gone, so it must not be held during a pause
@@ -315,17 +314,17 @@ class Fetcher:
         url = call.url
         for _ in range(self._policy.max_redirects + 1):
             answer = await self._requester.request(Hop(url, call.request, call.memory, deadline, cookies))
-            if not isinstance(answer, URL):
+            if not isinstance(answer, WebUrl):
                 is_redirected = isinstance(answer, Failure) and url is not call.url
-                return replace(answer, final_url=str(url)) if is_redirected else answer
+                return replace(answer, final_url=url.href) if is_redirected else answer
             url = answer
         detail = f"more than {self._policy.max_redirects} redirects"
-        return Failure(FailureKind.TOO_MANY_REDIRECTS, detail, final_url=str(url))
+        return Failure(FailureKind.TOO_MANY_REDIRECTS, detail, final_url=url.href)
 
 
 def _host_of(call: _Call, failure: Failure) -> str:
     """The host and port at which the latest attempt failed."""
-    return authority(URL(failure.final_url, encoded=True) if failure.final_url else call.url)
+    return (split_url(failure.final_url) if failure.final_url else call.url).authority
 
 
 def _in_words(failure: Failure) -> str:

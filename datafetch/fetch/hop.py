@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from yarl import URL
-
 from datafetch.fetch.cookies import Cookies
 from datafetch.fetch.deadline import Deadline
 from datafetch.fetch.memory import Reservation
 from datafetch.fetch.receive_rate import Transfer
+from datafetch.fetch.urls import WebUrl
 from datafetch.model.request import Request
 
 
@@ -27,7 +26,7 @@ class Hop:
         transfer: What it receives, where that has a cap and the request may be sent; else None.
     """
 
-    url: URL
+    url: WebUrl
     request: Request
     memory: Reservation
     deadline: Deadline

@@ -8,14 +8,14 @@ bytes belonged to the response before, and came late.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from types import TracebackType
+from typing import NamedTuple
 
 from aiohttp import ClientOSError, ServerDisconnectedError
-from multidict import CIMultiDictProxy
 
 from datafetch.fetch.connection import Connection, Endpoint
 from datafetch.fetch.connections import Connections
+from datafetch.fetch.headers import Headers
 from datafetch.fetch.hop import Hop
 from datafetch.fetch.policy import FetchPolicy
 from datafetch.fetch.received_body import ReceivedBody
@@ -24,8 +24,7 @@ from datafetch.fetch.response_head import ProtocolError
 from datafetch.fetch.urls import WebUrl
 
 
-@dataclass(frozen=True, slots=True)
-class Response:
+class Response(NamedTuple):
     """A response whose head has arrived, and whose body may still be on its way.
 
     Attributes:
@@ -38,7 +37,7 @@ class Response:
 
     url: WebUrl
     status: int
-    headers: CIMultiDictProxy[str]
+    headers: Headers
     content_length: int | None
     body: ReceivedBody
 

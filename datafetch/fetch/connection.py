@@ -122,7 +122,8 @@ class ResponseProtocol(asyncio.Protocol):
             self._fail(error)
             self._abort()
             return
-        self._start_body_if_head_is_complete(parser)
+        if self.body is None:
+            self._start_body_if_head_is_complete(parser)
         if self.body is not None:
             self.body.feed(content)
             self._finish_body_if_complete(parser)
@@ -236,13 +237,15 @@ class Connection:
     transport: asyncio.Transport
     protocol: ResponseProtocol
     permitted: frozenset[Permission] = frozenset()
+    _unread: select.poll | None = None
 
     @property
     def has_unread(self) -> bool:
         """Whether data or the end of the connection has arrived that the event loop has not read yet."""
-        unread = select.poll()
-        unread.register(self.transport.get_extra_info("socket").fileno(), select.POLLIN)
-        return bool(unread.poll(0))
+        if self._unread is None:
+            self._unread = select.poll()
+            self._unread.register(self.transport.get_extra_info("socket").fileno(), select.POLLIN)
+        return bool(self._unread.poll(0))
 
     def drop(self) -> None:
         """Close the connection at once, and discard whatever the server still sends."""

@@ -297,12 +297,11 @@ class Fetcher:
         if deadline.has_run:  # otherwise the host's name or address was refused, and no request was sent
             self._attempts += 1
             call.attempts += 1
-        return replace(
-            fetched,
-            attempts=call.attempts,
-            fetch_ms=deadline.elapsed_s * _MS_PER_S,
-            permitted=tuple(sorted(deadline.permitted)),
-        )
+        attempts, fetch_ms = call.attempts, deadline.elapsed_s * _MS_PER_S
+        permitted = tuple(sorted(deadline.permitted))
+        if isinstance(fetched, Body):  # ``replace`` takes longer, and bodies are what most attempts bring
+            return Body(fetched.content, fetched.final_url, attempts, fetch_ms, permitted, fetched.part)
+        return replace(fetched, attempts=attempts, fetch_ms=fetch_ms, permitted=permitted)
 
     def _limit_s(self, request: Request) -> float:
         """Seconds for one attempt. A range may be large, so it has time in proportion to its size on a slow link."""

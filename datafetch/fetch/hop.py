@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from datafetch.fetch.cookies import Cookies
 from datafetch.fetch.deadline import Deadline
@@ -12,8 +12,7 @@ from datafetch.fetch.urls import WebUrl
 from datafetch.model.request import Request
 
 
-@dataclass(frozen=True, slots=True)
-class Hop:
+class Hop(NamedTuple):
     """Everything that one HTTP request depends on, from its host's slot to the last byte of its body.
 
     Attributes:

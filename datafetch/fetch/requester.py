@@ -17,7 +17,7 @@ import asyncio
 import errno
 import time
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from http import HTTPStatus
 from types import TracebackType
 from typing import Self
@@ -36,7 +36,7 @@ from datafetch.fetch.concurrency import HANGING_S, Concurrency
 from datafetch.fetch.connections import Connections, ConnectTimeoutError, ProxyLoginError, ProxyUnreachableError
 from datafetch.fetch.dns.address_guard import AddressGuard, is_address
 from datafetch.fetch.dns.resolver import Resolver, host_name
-from datafetch.fetch.headers import retry_after_s
+from datafetch.fetch.headers import first_value, retry_after_s
 from datafetch.fetch.hop import Hop
 from datafetch.fetch.hosts import Hosts, HostSlot
 from datafetch.fetch.limiter import Limiter
@@ -54,6 +54,7 @@ from datafetch.model.outcome import Failure, FailureKind, Fetched
 
 _UNREACHABLE = frozenset({errno.ENETUNREACH, errno.ENETDOWN, errno.EHOSTUNREACH})
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
+_THROTTLED = frozenset({HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE})
 
 _MAX_ATTEMPTS_WITHOUT_SOCKETS = 60  # about a minute; if no descriptor is freed in that time, something else holds them
 
@@ -239,7 +240,7 @@ class Requester:
         finally:
             self._held_back -= 1
         try:
-            return await self._send(replace(hop, transfer=transfer), proxy, slot)
+            return await self._send(hop._replace(transfer=transfer), proxy, slot)
         finally:
             transfer.end()
 
@@ -295,7 +296,7 @@ class Requester:
             self.concurrency.request_ended(open_request, is_answered=is_answered, is_overload=is_overload)
 
     async def _read(self, hop: Hop, response: Response) -> Fetched | WebUrl:
-        location = response.headers.get("Location") if response.status in _REDIRECTS else None
+        location = first_value(response.headers, "location") if response.status in _REDIRECTS else ""
         if location:
             hop.cookies.store(response.headers, hop.url)
             is_range = hop.request.byte_range is not None
@@ -360,7 +361,7 @@ def _report_fault(slot: HostSlot, fault: _Fault, *, has_proxy: bool) -> None:
 
 
 def _report_to_host(slot: HostSlot, response: Response) -> None:
-    if response.status not in (HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE):
+    if response.status not in _THROTTLED:
         slot.answered()
         return
     pause_s = retry_after_s(response.headers)

@@ -119,19 +119,19 @@ async def test_a_time_limit_within_another_that_ends_earlier_leaves_that_to_it()
     timers.close()
 
 
-async def test_a_paused_time_limit_is_not_up_until_it_is_resumed() -> None:
+async def test_a_cancelled_time_limit_is_not_up_until_it_is_extended() -> None:
     """While it is paused, no time passes for it."""
     loop, timers = asyncio.get_running_loop(), Timers()
     with TimeLimit(timers, loop.time() + 0.02) as limit:
-        limit.pause()
+        limit.cancel()
         waited = asyncio.Event()
         loop.call_later(0.05, waited.set)
         await waited.wait()
 
     async def resumed() -> None:
         with TimeLimit(timers, loop.time() + 30) as limit:
-            limit.pause()
-            limit.resume(loop.time() + 0.01)
+            limit.cancel()
+            limit.extend(loop.time() + 0.01)
             await loop.create_future()
 
     with pytest.raises(TimeoutError):

@@ -64,12 +64,12 @@ class Deadline:
     async def paused(self, awaitable: Awaitable[_Result]) -> _Result:
         """Await something while the clock is stopped."""
         self._elapsed_s += time.perf_counter() - self._started_s
-        self._limit.pause()
+        self._limit.cancel()
         try:
             return await awaitable
         finally:
             self._started_s = time.perf_counter()
-            self._limit.resume(self._ends_at_s())
+            self._limit.extend(self._ends_at_s())
 
     def _ends_at_s(self) -> float:
         return self._timers.loop.time() + self._limit_s - self._elapsed_s

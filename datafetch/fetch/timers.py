@@ -102,45 +102,41 @@ class Timer:
         callback()
 
 
-class TimeLimit:
+class TimeLimit(Timer):
     """Raises TimeoutError from a ``with`` block when its time is up, as ``asyncio.timeout`` does.
 
     Args:
         timers: Those of the event loop.
-        when_s: When the time is up, by the event loop's clock.
+        ends_at_s: When the time is up, by the event loop's clock.
     """
 
-    __slots__ = ("_cancelling", "_has_expired", "_task", "_timer", "_when_s")
+    __slots__ = ("_cancelling", "_ends_at_s", "_has_expired", "_task")
 
-    def __init__(self, timers: Timers, when_s: float) -> None:
-        self._when_s = when_s
-        self._timer = Timer(timers)
-        self._has_expired = False
+    def __init__(self, timers: Timers, ends_at_s: float) -> None:
+        super().__init__(timers)
+        self._ends_at_s = ends_at_s
 
     def __enter__(self) -> Self:
         task = asyncio.current_task()
         assert task is not None, "there is one wherever something is awaited"
         self._task = task
         self._cancelling = task.cancelling()
-        self._timer.start(self._when_s, self._expire)
+        self._has_expired = False
+        self.start(self._ends_at_s, self._expire)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._timer.cancel()
+        self.cancel()
         # If others have cancelled the task, too, that comes first.
         if self._has_expired and self._task.uncancel() <= self._cancelling and kind is asyncio.CancelledError:
             raise TimeoutError from error
 
-    def pause(self) -> None:
-        """Let no time be up until ``resume`` is called."""
-        self._timer.cancel()
-
-    def resume(self, when_s: float) -> None:
-        """Set the time again; if it is up already, the block doesn't get far."""
+    def extend(self, ends_at_s: float) -> None:
+        """Set the time again, also after ``cancel``; if it is up already, the block doesn't get far."""
         if not self._has_expired:
-            self._timer.start(when_s, self._expire)
+            self.start(ends_at_s, self._expire)
 
     def _expire(self) -> None:
         self._has_expired = True

@@ -111,6 +111,9 @@ class _Verdict(Enum):
     BLOCKED = auto()
 
 
+_PUBLIC, _EXCEPTION, _BLOCKED = _Verdict  # to look one up in its class takes as long as to judge an IPv4 address
+
+
 class AddressGuard:
     """Permits public addresses, and those that the operator has allowed.
 
@@ -126,11 +129,11 @@ class AddressGuard:
 
     def permits(self, address: str) -> bool:
         """Whether an IPv4 or IPv6 address may be connected to."""
-        return self._verdict(address) is not _Verdict.BLOCKED
+        return self._verdict(address) is not _BLOCKED
 
     def is_exception(self, address: str) -> bool:
         """Whether an address may be connected to only because the operator has allowed it."""
-        return self._verdict(address) is _Verdict.EXCEPTION
+        return self._verdict(address) is _EXCEPTION
 
     def _judge(self, address: str) -> _Verdict:
         try:
@@ -138,22 +141,22 @@ class AddressGuard:
         except (OSError, ValueError):
             return self._judge_ipv6(address)
         if not _is_within(number, _NOT_PUBLIC_IPV4):
-            return _Verdict.PUBLIC
-        return _Verdict.EXCEPTION if _is_within(number, self._allowed_ipv4) else _Verdict.BLOCKED
+            return _PUBLIC
+        return _EXCEPTION if _is_within(number, self._allowed_ipv4) else _BLOCKED
 
     def _judge_ipv6(self, address: str) -> _Verdict:
         try:
             parsed = IPv6Address(address.partition("%")[0])
         except ValueError:
-            return _Verdict.BLOCKED
+            return _BLOCKED
         embedded = tuple(_embedded(parsed))
         if all(map(_is_public, embedded or (parsed,))) and not (embedded and _is_named_not_public(parsed)):
-            return _Verdict.PUBLIC
+            return _PUBLIC
         if self._is_allowed(parsed):
-            return _Verdict.EXCEPTION
+            return _EXCEPTION
         is_allowed = bool(embedded) and not _is_named_not_public(parsed)
         is_allowed = is_allowed and all(_is_public(inner) or self._is_allowed(inner) for inner in embedded)
-        return _Verdict.EXCEPTION if is_allowed else _Verdict.BLOCKED
+        return _EXCEPTION if is_allowed else _BLOCKED
 
     def check(self, address: str) -> None:
         """Raise unless the address may be connected to.

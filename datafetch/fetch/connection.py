@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import select
+from collections.abc import Awaitable
 from dataclasses import dataclass
 from typing import NamedTuple, cast
 
@@ -79,8 +80,8 @@ class ResponseProtocol(asyncio.Protocol):
         self._last_received_s = self._loop.time()
         self._start_stall_timer()
 
-    async def read_head(self) -> ResponseHead:
-        """Wait for the head of the response.
+    def read_head(self) -> Awaitable[ResponseHead]:
+        """Wait for the head of the response. What is returned is to be awaited.
 
         Raises:
             ServerDisconnectedError: The server closed the connection before the head was complete.
@@ -89,7 +90,7 @@ class ResponseProtocol(asyncio.Protocol):
             ProtocolError: What arrives is no HTTP response.
         """
         assert self._head is not None, "expect_response comes first"
-        return await self._head
+        return self._head
 
     def forget_response(self) -> None:
         """Expect nothing any more, and drop the references to the response, which form a cycle with this object."""

@@ -166,7 +166,10 @@ class Connections:
         """
         permitted = set() if permitted is None else permitted
         try:
-            return await self._connect_verified(endpoint, permitted)
+            try:
+                return await self._connect(endpoint, self._tls, permitted)
+            except _SessionError:  # from now on the server is offered none
+                return await self._connect(endpoint, self._tls, permitted)
         except (TlsError, NoConnectionError) as error:
             if self._lax_tls is None or not endpoint.is_tls or not _failed_in_tls(error):
                 raise
@@ -178,12 +181,6 @@ class Connections:
             raise
         connection.permitted |= {Permission.INSECURE}
         return connection
-
-    async def _connect_verified(self, endpoint: Endpoint, permitted: set[Permission]) -> Connection:
-        try:
-            return await self._connect(endpoint, self._tls, permitted)
-        except _SessionError:  # from now on the server is offered none
-            return await self._connect(endpoint, self._tls, permitted)
 
     async def _connect(self, endpoint: Endpoint, tls: ssl.SSLContext, permitted: set[Permission]) -> Connection:
         addresses = await self._addresses(endpoint)

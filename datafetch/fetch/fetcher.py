@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, nullcontext
 from dataclasses import dataclass, replace
 from http import HTTPStatus
 from types import TracebackType
@@ -200,19 +200,17 @@ class Fetcher:
             TypeError: The request is neither a URL nor a ``Request``.
         """
         self._require_open()
-        if memory is None:
-            with self._budget.reservation() as own_memory:
-                return await self(request, memory=own_memory, until_s=until_s)
         if isinstance(request, str):
             request = Request(request)
         elif not isinstance(request, Request):
             raise TypeError(f"a Fetcher takes a URL as a string, or a Request, not {short_repr(request)}")
-        try:
-            call = _Call(parse_url(request.url), request, memory)
-        except BadUrlError as error:
-            fetched: Fetched = classify(error)
-        else:
-            fetched = await (self._fetch(call) if until_s is None else self._fetch_until(until_s, call))
+        with self._budget.reservation() if memory is None else nullcontext(memory) as reserved:
+            try:
+                call = _Call(parse_url(request.url), request, reserved)
+            except BadUrlError as error:
+                fetched: Fetched = classify(error)
+            else:
+                fetched = await (self._fetch(call) if until_s is None else self._fetch_until(until_s, call))
         self._outcomes[OK if isinstance(fetched, Body) else fetched.kind] += 1
         return fetched
 
@@ -281,7 +279,17 @@ class Fetcher:
     async def _attempt(self, call: _Call) -> Fetched:
         """Make one attempt, redirects included."""
         deadline = call.deadline = Deadline(self._limit_s(call.request), self._requester.timers)
-        fetched = await self._follow_redirects(call, deadline)
+        cookies, url = Cookies(), call.url
+        for _ in range(self._policy.max_redirects + 1):
+            answer = await self._requester.request(Hop(url, call.request, call.memory, deadline, cookies))
+            if not isinstance(answer, WebUrl):
+                is_redirected = isinstance(answer, Failure) and url is not call.url
+                fetched = replace(answer, final_url=url.href) if is_redirected else answer
+                break
+            url = answer
+        else:
+            detail = f"more than {self._policy.max_redirects} redirects"
+            fetched = Failure(FailureKind.TOO_MANY_REDIRECTS, detail, final_url=url.href)
         if isinstance(fetched, Failure):
             call.memory.shrink(0)  # what was received is gone, so it must not be held during a pause
             if fetched.kind is FailureKind.HOST_DOWN:
@@ -307,18 +315,6 @@ class Fetcher:
         """Seconds for one attempt. A range may be large, so it has time in proportion to its size on a slow link."""
         size_bytes = 0 if request.byte_range is None else request.byte_range.size_bytes
         return self._policy.timeout_s + size_bytes / _MIN_RANGE_BYTES_PER_S
-
-    async def _follow_redirects(self, call: _Call, deadline: Deadline) -> Fetched:
-        cookies = Cookies()
-        url = call.url
-        for _ in range(self._policy.max_redirects + 1):
-            answer = await self._requester.request(Hop(url, call.request, call.memory, deadline, cookies))
-            if not isinstance(answer, WebUrl):
-                is_redirected = isinstance(answer, Failure) and url is not call.url
-                return replace(answer, final_url=url.href) if is_redirected else answer
-            url = answer
-        detail = f"more than {self._policy.max_redirects} redirects"
-        return Failure(FailureKind.TOO_MANY_REDIRECTS, detail, final_url=url.href)
 
 
 def _host_of(call: _Call, failure: Failure) -> str:

@@ -279,19 +279,23 @@ class Requester:
         is_answered = is_overload = False
         try:
             with hop.deadline:
-                async with self._client.send(hop, proxy) as response:
-                    is_answered = True
+                response = await self._client.send(hop, proxy)
+                is_answered = True
+                try:
                     answer = await self._read(hop, response)
-                    if proxy is not None and response.status == HTTPStatus.PROXY_AUTHENTICATION_REQUIRED:
-                        assert isinstance(answer, Failure), "it is no success"
-                        return _Fault(ProxyLoginError(answer.detail), answer, began_at_s, elapsed_before_s)
-                    _report_to_host(slot, response)
-                    return answer
+                finally:
+                    self._client.release(response)
         except WEB_FAULTS as error:
             failure = classify(error)
             is_timeout = isinstance(error, TimeoutError | ConnectTimeoutError)
             is_overload = is_timeout and not is_answered and slot.host_was_healthy
             return _Fault(error, failure, began_at_s, elapsed_before_s)
+        else:
+            if proxy is not None and response.status == HTTPStatus.PROXY_AUTHENTICATION_REQUIRED:
+                assert isinstance(answer, Failure), "it is no success"
+                return _Fault(ProxyLoginError(answer.detail), answer, began_at_s, elapsed_before_s)
+            _report_to_host(slot, response)
+            return answer
         finally:
             self.concurrency.request_ended(open_request, is_answered=is_answered, is_overload=is_overload)
 

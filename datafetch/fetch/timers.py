@@ -68,7 +68,8 @@ class Timer:
 
     def start(self, when_s: float, callback: Callable[[], object]) -> None:
         """Call a function at a time of the event loop's clock, and none at the time that was set before."""
-        self.cancel()
+        if self._callback is not None:
+            self.cancel()
         self._when_s = when_s
         self._callback = callback
         timers, second = self._timers, int(when_s)
@@ -82,6 +83,8 @@ class Timer:
 
     def cancel(self) -> None:
         """Call nothing, whether a time was set or not."""
+        if self._callback is None:
+            return
         self._callback = None
         if self._neighbours is not None:
             self._neighbours.discard(self)

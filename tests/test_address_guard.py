@@ -1,6 +1,7 @@
 """The address guard, which decides which addresses may be connected to."""
 
-from ipaddress import ip_network
+import random
+from ipaddress import IPv4Address, IPv4Network, ip_network
 
 import pytest
 
@@ -93,6 +94,22 @@ def test_everything_else_is_refused(address: str) -> None:
     """No form of a private address gets past the guard."""
     with pytest.raises(BlockedAddressError):
         AddressGuard(()).check(address)
+
+
+def test_no_ipv4_address_is_public_that_python_calls_special() -> None:
+    """The guard has a list of its own. At the ends of all special networks, and elsewhere, it is at least as strict."""
+    special = [
+        *("0.0.0.0/8", "10.0.0.0/8", "100.64.0.0/10", "127.0.0.0/8", "169.254.0.0/16", "172.16.0.0/12", "192.0.0.0/24"),
+        *("192.0.2.0/24", "192.88.99.0/24", "192.168.0.0/16", "198.18.0.0/15", "198.51.100.0/24", "203.0.113.0/24"),
+        *("224.0.0.0/4", "240.0.0.0/4"),
+    ]
+    edges = [int(IPv4Network(network)[index]) + step for network in special for index in (0, -1) for step in (-1, 0, 1)]
+    numbers = [*edges, *(random.Random(0).getrandbits(32) for _ in range(20_000))]
+    guard = AddressGuard(())
+    stricter = [ip_network(network) for network in ("192.0.0.0/24", "192.88.99.0/24")]
+    for address in (IPv4Address(number) for number in numbers if 0 <= number < 2**32):
+        is_special = not address.is_global or address.is_multicast or address.is_reserved
+        assert guard.permits(str(address)) == (not (is_special or any(address in network for network in stricter)))
 
 
 @pytest.mark.parametrize("cloud", METADATA)

@@ -23,6 +23,7 @@ from datafetch.fetch.dns.address_guard import AddressGuard
 from datafetch.fetch.dns.resolver import Resolver
 from datafetch.fetch.response_body import FramingTooLargeError
 from datafetch.fetch.response_head import ProtocolError, ResponseHead
+from datafetch.fetch.timers import Timers
 
 _EVENLY = 40  # positions at which a response is cut, besides those near its edges
 _NEAR = 4
@@ -55,7 +56,7 @@ async def _outcome(pieces: Sequence[bytes]) -> tuple[object, object, bool]:
     Returns:
         The head or the type of its error, the same of the body, and whether another request could have followed.
     """
-    transport, protocol = _Transport(), ResponseProtocol(asyncio.get_running_loop())
+    transport, protocol = _Transport(), ResponseProtocol(Timers())
     protocol.connection_made(cast("asyncio.Transport", transport))
     protocol.expect_response(60.0)
     taking = asyncio.create_task(_take(protocol))
@@ -133,7 +134,7 @@ class _Connected:
 async def _connected() -> AsyncIterator[_Connected]:
     resolver = Resolver(AddressGuard((ip_network("127.0.0.0/8"),)))
     tls = ssl.create_default_context()
-    connections = Connections(FetchPolicy(), resolver, tls=tls, lax_tls=None, proxies=None)
+    connections = Connections(FetchPolicy(), resolver, Timers(), tls=tls, lax_tls=None, proxies=None)
     with socket.create_server(("127.0.0.1", 0)) as listening:
         endpoint = Endpoint("127.0.0.1", listening.getsockname()[1], is_tls=False)
         connection = await connections.connect(endpoint)

@@ -1,9 +1,13 @@
 """URLs are parsed as browsers parse them."""
 
-import pytest
-from yarl import URL
+from base64 import b64encode
 
-from datafetch.fetch.urls import BadUrlError, authority, join_url, parse_url
+import pytest
+
+from datafetch.errors import ConfigurationError
+from datafetch.fetch.proxies import Proxies
+from datafetch.fetch.request_writer import connect_request
+from datafetch.fetch.urls import BadUrlError, join_url, parse_url, split_url
 
 
 @pytest.mark.parametrize(
@@ -86,7 +90,7 @@ def test_a_url_that_is_too_long_is_refused() -> None:
 )
 def test_a_redirect_leads_where_a_browser_would_go(location: str, reached: str) -> None:
     """It may be relative or not, and have any bytes; credentials stay with their host."""
-    assert str(join_url(URL("http://user:secret@example.org:8080/a/cat.jpg"), location)) == reached
+    assert str(join_url(parse_url("http://user:secret@example.org:8080/a/cat.jpg"), location)) == reached
 
 
 @pytest.mark.parametrize(
@@ -95,10 +99,55 @@ def test_a_redirect_leads_where_a_browser_would_go(location: str, reached: str) 
 def test_a_redirect_out_of_the_web_is_refused(location: str) -> None:
     """Only http and https are followed."""
     with pytest.raises(BadUrlError, match="redirected"):
-        join_url(URL("http://example.org/"), location)
+        join_url(parse_url("http://example.org/"), location)
 
 
 def test_a_host_is_a_name_and_a_port() -> None:
     """The default port is added where none is given."""
-    assert authority(parse_url("http://Example.org/")) == authority(parse_url("http://example.org:80/x"))
-    assert authority(parse_url("http://example.org/")) != authority(parse_url("https://example.org/"))
+    assert parse_url("http://Example.org/").authority == parse_url("http://example.org:80/x").authority
+    assert parse_url("http://example.org/").authority != parse_url("https://example.org/").authority
+
+
+@pytest.mark.parametrize(
+    ("published", "parts"),
+    [
+        ("http://Example.org", ("http", "", "example.org", 80, "/", "example.org:80", "example.org")),
+        ("https://example.org:443/a?b", ("https", "", "example.org", 443, "/a?b", "example.org:443", "example.org")),
+        ("https://e.org:80/a?", ("https", "", "e.org", 80, "/a", "e.org:80", "e.org:80")),
+        ("http://e.org/a??", ("http", "", "e.org", 80, "/a??", "e.org:80", "e.org")),
+        ("http://[::1]/", ("http", "", "::1", 80, "/", "::1:80", "[::1]")),
+        ("http://[::1]:8080/", ("http", "", "::1", 8080, "/", "::1:8080", "[::1]:8080")),
+        ("http://e.org.:81/@?/@", ("http", "", "e.org.", 81, "/@?/@", "e.org.:81", "e.org:81")),
+        ("http://us/er:p@ss@e.org/", ("http", "", "us", 80, "/er:p@ss@e.org/", "us:80", "us")),
+        ("http://user:p@s:s@e.org/", ("http", "user:p%40s%3As", "e.org", 80, "/", "e.org:80", "e.org")),
+        ("http://:@e.org/", ("http", "", "e.org", 80, "/", "e.org:80", "e.org")),
+    ],
+)
+def test_a_url_is_taken_apart_once(published: str, parts: tuple[object, ...]) -> None:
+    """Requests need the parts as servers, resolvers and limits expect them."""
+    url = parse_url(published)
+    assert url[1:] == parts
+    assert split_url(url.href) == url
+    assert split_url(url.href.replace("user:p%40s%3As@", "")) == url.without_login()
+
+
+def test_what_is_no_web_url_can_not_be_taken_apart() -> None:
+    """There is no host in it."""
+    with pytest.raises(BadUrlError):
+        split_url("ftp://example.org/")
+
+
+@pytest.mark.parametrize(
+    "text", ["http://proxy:99999", "https://proxy:3128", "socks5://proxy", "http://", "http://a b"]
+)
+def test_what_is_no_proxy_is_refused_as_a_setting(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    """Also a URL that can't be parsed is the operator's fault, and the message says which variable has it."""
+    monkeypatch.setenv("http_proxy", text)
+    with pytest.raises(ConfigurationError, match="HTTP_PROXY must be the http:// URL of a proxy"):
+        Proxies()
+
+
+def test_a_login_is_sent_as_the_bytes_that_its_url_encodes() -> None:
+    """They need not be UTF-8, and may contain what separates them in a URL."""
+    request = connect_request("e.org", 443, parse_url("http://us%3Aer:p%40s%E9@proxy:3128/"))
+    assert b64encode(b"us:er:p@s\xe9") in request

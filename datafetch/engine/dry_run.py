@@ -393,6 +393,6 @@ def _hosts_of(urls: Iterable[str], row: Row, archive_host: str) -> Iterator[str]
 
 def _host_of(url: str) -> str:
     try:
-        return parse_url(url).raw_host or ""
+        return parse_url(url).host
     except BadUrlError:
         return ""

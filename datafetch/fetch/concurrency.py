@@ -145,7 +145,7 @@ class Concurrency:
     @property
     def connections(self) -> int:
         """Number of requests that may be in flight now, hanging ones not counted."""
-        return max(1, min(self._target, int(self._ceiling)))
+        return self._target if self._target <= self._ceiling else max(1, int(self._ceiling))
 
     @property
     def slots(self) -> int:

@@ -14,22 +14,27 @@ from __future__ import annotations
 
 import asyncio
 import select
+from collections.abc import Awaitable
 from dataclasses import dataclass
-from typing import cast
+from typing import NamedTuple, cast
 
 from aiohttp import ClientOSError, ClientPayloadError, ServerDisconnectedError
-from yarl import URL
 
 from datafetch.fetch.receive_rate import Transfer
 from datafetch.fetch.received_body import ReceivedBody
 from datafetch.fetch.response_body import FramingTooLargeError, IncompleteBodyError
 from datafetch.fetch.response_head import ProtocolError, ResponseHead
 from datafetch.fetch.response_parser import ResponseParser
+from datafetch.fetch.timers import Timer, Timers
+from datafetch.fetch.urls import WebUrl
 from datafetch.model.outcome import Permission
 
 
 class ResponseProtocol(asyncio.Protocol):
     """Receives the responses of one connection.
+
+    Args:
+        timers: Those of the event loop.
 
     Attributes:
         body: The body of the current response; None until its head has arrived.
@@ -37,7 +42,8 @@ class ResponseProtocol(asyncio.Protocol):
         closed: Is done once the connection has ended.
     """
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, timers: Timers) -> None:
+        loop = timers.loop
         self.body: ReceivedBody | None = None
         self.transport: asyncio.Transport | None = None
         self.closed = loop.create_future()
@@ -50,7 +56,7 @@ class ResponseProtocol(asyncio.Protocol):
         self._is_reading_paused = False
         self._stall_timeout_s = 0.0
         self._last_received_s = 0.0
-        self._timer: asyncio.TimerHandle | None = None
+        self._timer = Timer(timers)
 
     @property
     def is_reusable(self) -> bool:
@@ -74,8 +80,8 @@ class ResponseProtocol(asyncio.Protocol):
         self._last_received_s = self._loop.time()
         self._start_stall_timer()
 
-    async def read_head(self) -> ResponseHead:
-        """Wait for the head of the response.
+    def read_head(self) -> Awaitable[ResponseHead]:
+        """Wait for the head of the response. What is returned is to be awaited.
 
         Raises:
             ServerDisconnectedError: The server closed the connection before the head was complete.
@@ -84,11 +90,11 @@ class ResponseProtocol(asyncio.Protocol):
             ProtocolError: What arrives is no HTTP response.
         """
         assert self._head is not None, "expect_response comes first"
-        return await self._head
+        return self._head
 
     def forget_response(self) -> None:
         """Expect nothing any more, and drop the references to the response, which form a cycle with this object."""
-        self._cancel_stall_timer()
+        self._timer.cancel()
         self._parser = self._head = self.body = self._transfer = None
 
     def use_tls(self, transport: asyncio.Transport) -> None:
@@ -117,19 +123,20 @@ class ResponseProtocol(asyncio.Protocol):
             self._fail(error)
             self._abort()
             return
-        self._start_body_if_head_is_complete(parser)
+        if self.body is None:
+            self._start_body_if_head_is_complete(parser)
         if self.body is not None:
             self.body.feed(content)
             self._finish_body_if_complete(parser)
 
     def eof_received(self) -> None:
         """The server will send no more; ``connection_lost`` follows."""
-        self._cancel_stall_timer()
+        self._timer.cancel()
 
     def connection_lost(self, exc: BaseException | None) -> None:
         """End the response, with an error unless it is complete; the event loop calls this."""
         self.transport = self._socket = None
-        self._cancel_stall_timer()
+        self._timer.cancel()
         parser = self._parser
         if parser is not None and not parser.is_complete:
             if parser.head is None:
@@ -151,7 +158,7 @@ class ResponseProtocol(asyncio.Protocol):
         """Stop reading from the socket, so that flow control holds the server back."""
         if not self._is_reading_paused:
             self._is_reading_paused = True
-            self._cancel_stall_timer()  # the silence that follows is our own
+            self._timer.cancel()  # the silence that follows is our own
             if self._socket is not None and not self._socket.is_closing():
                 self._socket.pause_reading()
 
@@ -177,14 +184,14 @@ class ResponseProtocol(asyncio.Protocol):
             self._finish_body()
 
     def _finish_body(self) -> None:
-        self._cancel_stall_timer()
+        self._timer.cancel()
         if self.body is not None:
             self.body.finish()
 
     def _fail(self, error: BaseException) -> None:
         """End the response with an error. Only the first error counts, because later ones follow from it."""
         self._is_broken = True
-        self._cancel_stall_timer()
+        self._timer.cancel()
         if self.body is not None:
             self.body.fail(error)
         elif self._head is not None and not self._head.done():
@@ -200,35 +207,27 @@ class ResponseProtocol(asyncio.Protocol):
 
         When it fires, it is set again for the rest of the time; restarting it after each read would cost more.
         """
-        self._cancel_stall_timer()
-        self._timer = self._loop.call_at(self._last_received_s + self._stall_timeout_s, self._check_stall)
+        self._timer.start(self._last_received_s + self._stall_timeout_s, self._check_stall)
 
     def _check_stall(self) -> None:
-        self._timer = None
         if self._loop.time() < self._last_received_s + self._stall_timeout_s:
             self._start_stall_timer()
         else:
             self._fail(TimeoutError(f"no data for {self._stall_timeout_s:g} s"))
 
-    def _cancel_stall_timer(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
 
-
-@dataclass(frozen=True, slots=True)
-class Endpoint:
+class Endpoint(NamedTuple):
     """The far end of a connection. Requests to the same endpoint may use the same connection."""
 
     host: str
     port: int
     is_tls: bool
-    proxy: URL | None = None
+    proxy: WebUrl | None = None
 
     @classmethod
-    def of(cls, url: URL, proxy: URL | None) -> Endpoint:
+    def of(cls, url: WebUrl, proxy: WebUrl | None) -> Endpoint:
         """The endpoint for a URL."""
-        return cls(url.raw_host or "", url.port or 0, url.scheme == "https", proxy)
+        return cls(url.host, url.port, url.scheme == "https", proxy)
 
 
 @dataclass(slots=True, eq=False)
@@ -239,13 +238,15 @@ class Connection:
     transport: asyncio.Transport
     protocol: ResponseProtocol
     permitted: frozenset[Permission] = frozenset()
+    _unread: select.poll | None = None
 
     @property
     def has_unread(self) -> bool:
         """Whether data or the end of the connection has arrived that the event loop has not read yet."""
-        unread = select.poll()
-        unread.register(self.transport.get_extra_info("socket").fileno(), select.POLLIN)
-        return bool(unread.poll(0))
+        if self._unread is None:
+            self._unread = select.poll()
+            self._unread.register(self.transport.get_extra_info("socket").fileno(), select.POLLIN)
+        return bool(self._unread.poll(0))
 
     def drop(self) -> None:
         """Close the connection at once, and discard whatever the server still sends."""

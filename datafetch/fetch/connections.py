@@ -29,6 +29,7 @@ from datafetch.fetch.policy import FetchPolicy
 from datafetch.fetch.proxies import Proxies
 from datafetch.fetch.request_writer import connect_request
 from datafetch.fetch.response_head import ProtocolError
+from datafetch.fetch.timers import TimeLimit, Timers
 from datafetch.fetch.tls_connection import READ_BYTES, TlsConnection
 from datafetch.fetch.tls_sessions import TlsSessions
 from datafetch.model.outcome import Permission
@@ -71,6 +72,7 @@ class Connections:
     Args:
         policy: Says how long making a connection may take.
         resolver: Finds the permitted addresses of hosts.
+        timers: Those of the event loop.
         tls: The TLS context for all connections.
         lax_tls: A second context to try where a handshake fails with the first; None to fail.
         proxies: Has the addresses of proxies; None if none are used.
@@ -80,6 +82,7 @@ class Connections:
         self,
         policy: FetchPolicy,
         resolver: Resolver,
+        timers: Timers,
         *,
         tls: ssl.SSLContext,
         lax_tls: ssl.SSLContext | None,
@@ -90,7 +93,8 @@ class Connections:
         self._tls = tls
         self._lax_tls = lax_tls
         self._proxies = proxies
-        self._loop = asyncio.get_running_loop()
+        self._timers = timers
+        self._loop = timers.loop
         self._idle: OrderedDict[Connection, float] = OrderedDict()  # since when, the longest idle one first
         self._idle_at: dict[Endpoint, list[Connection]] = {}
         self._timer: asyncio.TimerHandle | None = None
@@ -162,7 +166,10 @@ class Connections:
         """
         permitted = set() if permitted is None else permitted
         try:
-            return await self._connect_verified(endpoint, permitted)
+            try:
+                return await self._connect(endpoint, self._tls, permitted)
+            except _SessionError:  # from now on the server is offered none
+                return await self._connect(endpoint, self._tls, permitted)
         except (TlsError, NoConnectionError) as error:
             if self._lax_tls is None or not endpoint.is_tls or not _failed_in_tls(error):
                 raise
@@ -174,12 +181,6 @@ class Connections:
             raise
         connection.permitted |= {Permission.INSECURE}
         return connection
-
-    async def _connect_verified(self, endpoint: Endpoint, permitted: set[Permission]) -> Connection:
-        try:
-            return await self._connect(endpoint, self._tls, permitted)
-        except _SessionError:  # from now on the server is offered none
-            return await self._connect(endpoint, self._tls, permitted)
 
     async def _connect(self, endpoint: Endpoint, tls: ssl.SSLContext, permitted: set[Permission]) -> Connection:
         addresses = await self._addresses(endpoint)
@@ -196,7 +197,7 @@ class Connections:
         until_s = self._loop.time() + self._policy.connect_timeout_s
         to_proxy = None if endpoint.proxy is None else await self._open_to_proxy(addresses, endpoint, until_s)
         try:
-            async with asyncio.timeout_at(until_s):
+            with TimeLimit(self._timers, until_s):
                 if to_proxy is None:
                     return await self._open(endpoint, addresses, endpoint.port, tls if endpoint.is_tls else None)
                 return await self._tunnel(to_proxy, tls) if endpoint.is_tls else to_proxy
@@ -217,8 +218,8 @@ class Connections:
         assert endpoint.proxy is not None, "the caller has looked"
         assert self._proxies is not None, "the endpoint's proxy came from there"
         try:
-            async with asyncio.timeout_at(until_s):
-                connection = await self._open(endpoint, addresses, endpoint.proxy.port or 0, None)
+            with TimeLimit(self._timers, until_s):
+                connection = await self._open(endpoint, addresses, endpoint.proxy.port, None)
         except (OSError, RuntimeError) as error:
             failure = ProxyUnreachableError(f"no connection to the proxy: {str(error) or type(error).__name__}")
             failure.errno = getattr(error, "errno", None)
@@ -287,7 +288,7 @@ class Connections:
         return await self._start_tls(connection, tls)
 
     def _new_protocol(self) -> ResponseProtocol:
-        return ResponseProtocol(self._loop)
+        return ResponseProtocol(self._timers)
 
     def _remove_idle(self, connection: Connection) -> None:
         del self._idle[connection]

@@ -7,8 +7,10 @@ are kept over the redirects of one attempt, and sent only where RFC 6265 would h
 from __future__ import annotations
 
 from aiohttp import CookieJar
-from multidict import CIMultiDictProxy
 from yarl import URL
+
+from datafetch.fetch.headers import Headers
+from datafetch.fetch.urls import WebUrl
 
 _MAX_HEADER_CHARS = 8192  # servers accept no longer header, so a site that sets more gets none back
 
@@ -19,18 +21,21 @@ class Cookies:
     def __init__(self) -> None:
         self._jar: CookieJar | None = None  # most images need none
 
-    def store(self, headers: CIMultiDictProxy[str], url: URL) -> None:
+    def store(self, headers: Headers, url: WebUrl) -> None:
         """Store the cookies that the response to a URL sets."""
-        fields = headers.getall("Set-Cookie", ())
+        fields = headers.get("set-cookie")
         if fields:
             # "unsafe" is aiohttp's word for hosts that are addresses; a cookie then goes back to that very address.
             self._jar = self._jar or CookieJar(unsafe=True)
-            self._jar.update_cookies_from_headers(list(fields), url)
+            self._jar.update_cookies_from_headers(fields, URL(url.href, encoded=True))
 
-    def header(self, url: URL) -> str:
+    def header(self, url: WebUrl) -> str:
         """The value of the Cookie header of a request for a URL, printable ASCII; empty if there are no cookies."""
         if self._jar is None:
             return ""
-        pairs = [f"{name}={morsel.coded_value}" for name, morsel in self._jar.filter_cookies(url).items()]
+        pairs = [
+            f"{name}={morsel.coded_value}"
+            for name, morsel in self._jar.filter_cookies(URL(url.href, encoded=True)).items()
+        ]
         header = "; ".join(pair for pair in pairs if pair.isprintable() and pair.isascii())
         return header if len(header) <= _MAX_HEADER_CHARS else ""

@@ -5,30 +5,32 @@ It accompanies the attempt through all of its hops, and so collects the permissi
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Awaitable
 from types import TracebackType
 from typing import Self, TypeVar
 
+from datafetch.fetch.timers import TimeLimit, Timers
 from datafetch.model.outcome import Permission
 
 _Result = TypeVar("_Result")
 
 
 class Deadline:
-    """Runs inside ``async with``, which raises TimeoutError when the time is up. It may be entered again and again.
+    """Runs inside ``with``, which raises TimeoutError when the time is up. It may be entered again and again.
 
     Args:
         limit_s: Seconds that it may run in all.
+        timers: Those of the event loop.
 
     Attributes:
         permitted: What has been taken so far by the operator's permission alone.
     """
 
-    __slots__ = ("_elapsed_s", "_limit_s", "_started_s", "_timeout", "permitted")
+    __slots__ = ("_elapsed_s", "_limit", "_limit_s", "_started_s", "_timers", "permitted")
 
-    def __init__(self, limit_s: float) -> None:
+    def __init__(self, limit_s: float, timers: Timers) -> None:
+        self._timers = timers
         self._limit_s = limit_s
         self._elapsed_s = 0.0
         self.permitted: set[Permission] = set()
@@ -43,17 +45,17 @@ class Deadline:
         """Seconds that it has run, not counting the time since it was last entered or resumed."""
         return self._elapsed_s
 
-    async def __aenter__(self) -> Self:
+    def __enter__(self) -> Self:
         self._started_s = time.perf_counter()  # the clock of uvloop ticks in milliseconds only
-        self._timeout = asyncio.timeout(self._limit_s - self._elapsed_s)
-        await self._timeout.__aenter__()
+        self._limit = TimeLimit(self._timers, self._ends_at_s())
+        self._limit.__enter__()
         return self
 
-    async def __aexit__(
+    def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._elapsed_s += time.perf_counter() - self._started_s
-        await self._timeout.__aexit__(kind, error, trace)
+        self._limit.__exit__(kind, error, trace)
 
     def rewind(self, elapsed_s: float) -> None:
         """Forget the time since it had run for ``elapsed_s``, because it was this machine that took it."""
@@ -62,9 +64,12 @@ class Deadline:
     async def paused(self, awaitable: Awaitable[_Result]) -> _Result:
         """Await something while the clock is stopped."""
         self._elapsed_s += time.perf_counter() - self._started_s
-        self._timeout.reschedule(None)
+        self._limit.cancel()
         try:
             return await awaitable
         finally:
             self._started_s = time.perf_counter()
-            self._timeout.reschedule(asyncio.get_running_loop().time() + self._limit_s - self._elapsed_s)
+            self._limit.extend(self._ends_at_s())
+
+    def _ends_at_s(self) -> float:
+        return self._timers.loop.time() + self._limit_s - self._elapsed_s

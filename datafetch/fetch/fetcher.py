@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, nullcontext
 from dataclasses import dataclass, replace
 from http import HTTPStatus
 from types import TracebackType
@@ -22,7 +22,6 @@ from tenacity import (
     wait_exponential,
     wait_random,
 )
-from yarl import URL
 
 from datafetch.fetch.classify import classify
 from datafetch.fetch.cookies import Cookies
@@ -35,7 +34,7 @@ from datafetch.fetch.policy import FetchPolicy
 from datafetch.fetch.receive_rate import ReceiveRate
 from datafetch.fetch.requester import Requester
 from datafetch.fetch.statistics import FetchStatistics
-from datafetch.fetch.urls import BadUrlError, authority, parse_url
+from datafetch.fetch.urls import BadUrlError, WebUrl, parse_url, split_url
 from datafetch.fetch.waiting import find_waiting
 from datafetch.model.outcome import OK, Body, Failure, FailureKind, Fetched
 from datafetch.model.request import Request
@@ -64,7 +63,7 @@ class _Call:
         deadline: The clock of the attempt that is being made; None between attempts.
     """
 
-    url: URL
+    url: WebUrl
     request: Request
     memory: Reservation
     attempts: int = 0
@@ -201,19 +200,17 @@ class Fetcher:
             TypeError: The request is neither a URL nor a ``Request``.
         """
         self._require_open()
-        if memory is None:
-            with self._budget.reservation() as own_memory:
-                return await self(request, memory=own_memory, until_s=until_s)
         if isinstance(request, str):
             request = Request(request)
         elif not isinstance(request, Request):
             raise TypeError(f"a Fetcher takes a URL as a string, or a Request, not {short_repr(request)}")
-        try:
-            call = _Call(parse_url(request.url), request, memory)
-        except BadUrlError as error:
-            fetched: Fetched = classify(error)
-        else:
-            fetched = await (self._fetch(call) if until_s is None else self._fetch_until(until_s, call))
+        with self._budget.reservation() if memory is None else nullcontext(memory) as reserved:
+            try:
+                call = _Call(parse_url(request.url), request, reserved)
+            except BadUrlError as error:
+                fetched: Fetched = classify(error)
+            else:
+                fetched = await (self._fetch(call) if until_s is None else self._fetch_until(until_s, call))
         self._outcomes[OK if isinstance(fetched, Body) else fetched.kind] += 1
         return fetched
 
@@ -277,12 +274,22 @@ class Fetcher:
         if not isinstance(fetched, Failure) or not fetched.may_pass or fetched.kind in _RETRIED_ELSEWHERE:
             return False
         is_throttled = fetched.status in (HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE)
-        return not is_throttled or self._requester.hosts.may_wait_for(authority(URL(fetched.final_url, encoded=True)))
+        return not is_throttled or self._requester.hosts.may_wait_for(split_url(fetched.final_url).authority)
 
     async def _attempt(self, call: _Call) -> Fetched:
         """Make one attempt, redirects included."""
-        deadline = call.deadline = Deadline(self._limit_s(call.request))
-        fetched = await self._follow_redirects(call, deadline)
+        deadline = call.deadline = Deadline(self._limit_s(call.request), self._requester.timers)
+        cookies, url = Cookies(), call.url
+        for _ in range(self._policy.max_redirects + 1):
+            answer = await self._requester.request(Hop(url, call.request, call.memory, deadline, cookies))
+            if not isinstance(answer, WebUrl):
+                is_redirected = isinstance(answer, Failure) and url is not call.url
+                fetched = replace(answer, final_url=url.href) if is_redirected else answer
+                break
+            url = answer
+        else:
+            detail = f"more than {self._policy.max_redirects} redirects"
+            fetched = Failure(FailureKind.TOO_MANY_REDIRECTS, detail, final_url=url.href)
         if isinstance(fetched, Failure):
             call.memory.shrink(0)  # what was received is gone, so it must not be held during a pause
             if fetched.kind is FailureKind.HOST_DOWN:
@@ -298,34 +305,21 @@ class Fetcher:
         if deadline.has_run:  # otherwise the host's name or address was refused, and no request was sent
             self._attempts += 1
             call.attempts += 1
-        return replace(
-            fetched,
-            attempts=call.attempts,
-            fetch_ms=deadline.elapsed_s * _MS_PER_S,
-            permitted=tuple(sorted(deadline.permitted)),
-        )
+        attempts, fetch_ms = call.attempts, deadline.elapsed_s * _MS_PER_S
+        permitted = tuple(sorted(deadline.permitted))
+        if isinstance(fetched, Body):  # ``replace`` takes longer, and bodies are what most attempts bring
+            return Body(fetched.content, fetched.final_url, attempts, fetch_ms, permitted, fetched.part)
+        return replace(fetched, attempts=attempts, fetch_ms=fetch_ms, permitted=permitted)
 
     def _limit_s(self, request: Request) -> float:
         """Seconds for one attempt. A range may be large, so it has time in proportion to its size on a slow link."""
         size_bytes = 0 if request.byte_range is None else request.byte_range.size_bytes
         return self._policy.timeout_s + size_bytes / _MIN_RANGE_BYTES_PER_S
 
-    async def _follow_redirects(self, call: _Call, deadline: Deadline) -> Fetched:
-        cookies = Cookies()
-        url = call.url
-        for _ in range(self._policy.max_redirects + 1):
-            answer = await self._requester.request(Hop(url, call.request, call.memory, deadline, cookies))
-            if not isinstance(answer, URL):
-                is_redirected = isinstance(answer, Failure) and url is not call.url
-                return replace(answer, final_url=str(url)) if is_redirected else answer
-            url = answer
-        detail = f"more than {self._policy.max_redirects} redirects"
-        return Failure(FailureKind.TOO_MANY_REDIRECTS, detail, final_url=str(url))
-
 
 def _host_of(call: _Call, failure: Failure) -> str:
     """The host and port at which the latest attempt failed."""
-    return authority(URL(failure.final_url, encoded=True) if failure.final_url else call.url)
+    return (split_url(failure.final_url) if failure.final_url else call.url).authority
 
 
 def _in_words(failure: Failure) -> str:

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-from yarl import URL
+from typing import NamedTuple
 
 from datafetch.fetch.cookies import Cookies
 from datafetch.fetch.deadline import Deadline
 from datafetch.fetch.memory import Reservation
 from datafetch.fetch.receive_rate import Transfer
+from datafetch.fetch.urls import WebUrl
 from datafetch.model.request import Request
 
 
-@dataclass(frozen=True, slots=True)
-class Hop:
+class Hop(NamedTuple):
     """Everything that one HTTP request depends on, from its host's slot to the last byte of its body.
 
     Attributes:
@@ -27,7 +25,7 @@ class Hop:
         transfer: What it receives, where that has a cap and the request may be sent; else None.
     """
 
-    url: URL
+    url: WebUrl
     request: Request
     memory: Reservation
     deadline: Deadline

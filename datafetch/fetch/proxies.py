@@ -15,12 +15,11 @@ from http import HTTPStatus
 from pathlib import Path
 from urllib.request import getproxies_environment, proxy_bypass_environment  # type: ignore[attr-defined]
 
-from yarl import URL
-
 from datafetch.errors import ConfigurationError, ResourceError, is_exhaustion, raise_if_exhausted
 from datafetch.fetch.dns.address_guard import AddressGuard, BlockedAddressError
 from datafetch.fetch.means import Means
 from datafetch.fetch.request_writer import connect_request, get_from_proxy
+from datafetch.fetch.urls import BadUrlError, WebUrl, parse_url
 
 _HOSTS_FILE = Path("/etc/hosts")
 _REMEDY = "correct the variable that names it (HTTPS_PROXY, HTTP_PROXY, ALL_PROXY), or leave out --trust-env"
@@ -47,12 +46,12 @@ class Proxies:
 
     def __init__(self) -> None:
         self._environment: dict[str, str] = getproxies_environment()
-        self.addresses: dict[URL, Sequence[str]] = {}
-        self.means: dict[URL, Means] = {}
-        self.logins: dict[URL, Means] = {}
+        self.addresses: dict[WebUrl, Sequence[str]] = {}
+        self.means: dict[WebUrl, Means] = {}
+        self.logins: dict[WebUrl, Means] = {}
         self._hosts: Mapping[str, Sequence[str]] = {}
-        self._by_scheme: dict[str, URL] = {}
-        self._variables: dict[URL, list[str]] = {}
+        self._by_scheme: dict[str, WebUrl] = {}
+        self._variables: dict[WebUrl, list[str]] = {}
         for scheme in ("http", "https"):
             named = scheme if self._environment.get(scheme) else "all"
             text = self._environment.get(named)
@@ -62,7 +61,7 @@ class Proxies:
 
     def __str__(self) -> str:
         """All proxies with the variables that name them, in words; empty if there are none."""
-        return " and ".join(f"{_place(url)} ({self._named_by(url)})" for url in self._variables)
+        return " and ".join(f"{url.authority} ({self._named_by(url)})" for url in self._variables)
 
     async def resolve(self) -> None:
         """Find the addresses of all proxies by the system's resolver, and read /etc/hosts.
@@ -74,11 +73,11 @@ class Proxies:
         self._hosts = await asyncio.to_thread(_read_hosts)
         for url in set(self._by_scheme.values()):
             try:
-                answers = await loop.getaddrinfo(url.raw_host, url.port, type=socket.SOCK_STREAM)
+                answers = await loop.getaddrinfo(url.host, url.port, type=socket.SOCK_STREAM)
             except OSError as error:
                 raise_if_exhausted(error)
                 raise ResourceError(
-                    f"the proxy {_place(url)} of the environment has no address ({error.strerror}); {_REMEDY}"
+                    f"the proxy {url.authority} of the environment has no address ({error.strerror}); {_REMEDY}"
                 ) from error
             self.addresses[url] = tuple(dict.fromkeys(str(endpoint[0]) for *_, endpoint in answers))
             self.means[url] = Means(
@@ -97,10 +96,10 @@ class Proxies:
         for means in (*self.means.values(), *self.logins.values()):
             await means.close()
 
-    def _named_by(self, url: URL) -> str:
+    def _named_by(self, url: WebUrl) -> str:
         return ", ".join(dict.fromkeys(self._variables[url]))
 
-    async def _accepts(self, url: URL) -> bool:
+    async def _accepts(self, url: WebUrl) -> bool:
         """Whether a proxy accepts a connection."""
         for address in self.addresses[url]:
             try:
@@ -114,7 +113,7 @@ class Proxies:
                 return True
         return False
 
-    async def _lets_in(self, url: URL) -> bool:
+    async def _lets_in(self, url: WebUrl) -> bool:
         """Whether a proxy asks for no login, neither for a tunnel nor for a file; also if it can't be reached."""
         for request in (connect_request(_NOWHERE, 443, url), get_from_proxy(_NOWHERE, url)):
             for address in self.addresses[url]:
@@ -125,10 +124,10 @@ class Proxies:
                     break
         return True
 
-    def proxy_for(self, url: URL) -> URL | None:
+    def proxy_for(self, url: WebUrl) -> WebUrl | None:
         """The proxy for a URL, or None to connect directly."""
         proxy = self._by_scheme.get(url.scheme)
-        if proxy is None or proxy_bypass_environment(f"{url.raw_host}:{url.port}", self._environment):
+        if proxy is None or proxy_bypass_environment(url.authority, self._environment):
             return None
         return proxy
 
@@ -153,7 +152,7 @@ def unused_proxy() -> str:
     environment = getproxies_environment()
     for scheme in ("https", "http", "all"):
         text = environment.get(scheme)
-        with suppress(ConfigurationError, ValueError):
+        with suppress(ConfigurationError):
             if text and _proxy_url(scheme, text):
                 return f"{scheme}_proxy".upper()
     return ""
@@ -190,24 +189,20 @@ async def _status_of(request: bytes, address: str, port: int | None) -> int | No
         return None
 
 
-def _not_let_in(url: URL) -> str:
+def _not_let_in(url: WebUrl) -> str:
     status = HTTPStatus.PROXY_AUTHENTICATION_REQUIRED
-    return f"the proxy {_place(url)} of the environment asks for a login, or refuses the one it has (HTTP {status:d})"
+    return f"the proxy {url.authority} of the environment asks for a login, or refuses the one it has (HTTP {status:d})"
 
 
-def _unreachable(url: URL) -> str:
-    return f"the proxy {_place(url)} of the environment can't be reached"
+def _unreachable(url: WebUrl) -> str:
+    return f"the proxy {url.authority} of the environment can't be reached"
 
 
-def _place(url: URL) -> str:
-    """Host and port, without the credentials that the URL may have."""
-    return f"{url.raw_host}:{url.port}"
-
-
-def _proxy_url(scheme: str, text: str) -> URL:
-    url = URL(text if "://" in text else f"http://{text}")
-    if url.scheme != "http" or not url.raw_host:
-        raise ConfigurationError(
-            f"{scheme.upper()}_PROXY must be the http:// URL of a proxy, not {text!r}; --trust-env reads it"
-        )
-    return url
+def _proxy_url(scheme: str, text: str) -> WebUrl:
+    with suppress(BadUrlError):
+        url = parse_url(text if "://" in text else f"http://{text}")
+        if url.scheme == "http":
+            return url
+    raise ConfigurationError(
+        f"{scheme.upper()}_PROXY must be the http:// URL of a proxy, not {text!r}; --trust-env reads it"
+    )

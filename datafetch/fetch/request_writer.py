@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from base64 import b64encode
 from importlib.metadata import version
-
-from yarl import URL
+from urllib.parse import unquote_to_bytes
 
 from datafetch.fetch.hop import Hop
+from datafetch.fetch.urls import WebUrl
 from datafetch.model.request import Request
 
 PROJECT_URL = "https://github.com/datafetch/datafetch"
@@ -33,7 +33,7 @@ class RequestWriter:
     def __init__(self, contact: str) -> None:
         self._common_headers = f"User-Agent: {user_agent(contact)}\r\nAccept-Encoding: identity\r\n"
 
-    def request(self, hop: Hop, proxy: URL | None) -> bytes:
+    def request(self, hop: Hop, proxy: WebUrl | None) -> bytes:
         """Write the request of a hop.
 
         Credentials in the URL become a header. A request for a whole file accepts images alone; a byte range may be
@@ -44,27 +44,25 @@ class RequestWriter:
             proxy: The proxy that the request is sent to instead of the host, or through which the host is reached.
         """
         url = hop.url
-        target = url.raw_path_qs
+        target = url.target
         headers = _basic("Authorization", url)
         if proxy is not None and url.scheme == "http":
-            target = f"http://{url.host_port_subcomponent}{target}"
+            target = f"http://{url.host_field}{target}"
             headers += _basic("Proxy-Authorization", proxy)
         if cookie := hop.cookies.header(url):
             headers += f"Cookie: {cookie}\r\n"
         headers += _ACCEPT_IMAGES if hop.request.byte_range is None else _range_headers(hop.request)
-        return (
-            f"GET {target} HTTP/1.1\r\nHost: {url.host_port_subcomponent}\r\n{self._common_headers}{headers}\r\n"
-        ).encode()
+        return (f"GET {target} HTTP/1.1\r\nHost: {url.host_field}\r\n{self._common_headers}{headers}\r\n").encode()
 
 
-def connect_request(host: str, port: int, proxy: URL) -> bytes:
+def connect_request(host: str, port: int, proxy: WebUrl) -> bytes:
     """Write the request that makes a proxy connect to a host."""
     authority = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     credentials = _basic("Proxy-Authorization", proxy)
     return f"CONNECT {authority} HTTP/1.1\r\nHost: {authority}\r\n{credentials}\r\n".encode()
 
 
-def get_from_proxy(host: str, proxy: URL) -> bytes:
+def get_from_proxy(host: str, proxy: WebUrl) -> bytes:
     """Write the shortest request that makes a proxy fetch a file of a host."""
     credentials = _basic("Proxy-Authorization", proxy)
     return f"GET http://{host}/ HTTP/1.1\r\nHost: {host}\r\n{credentials}\r\n".encode()
@@ -77,8 +75,8 @@ def _range_headers(request: Request) -> str:
     return f"Accept: */*\r\nRange: bytes={request.byte_range.start}-{request.byte_range.stop - 1}\r\n{condition}"
 
 
-def _basic(header: str, url: URL) -> str:
-    if url.raw_user is None and url.raw_password is None:
+def _basic(header: str, url: WebUrl) -> str:
+    if not url.login:
         return ""
-    credentials = f"{url.user or ''}:{url.password or ''}"
-    return f"{header}: Basic {b64encode(credentials.encode()).decode()}\r\n"
+    user, _, password = map(unquote_to_bytes, url.login.partition(":"))
+    return f"{header}: Basic {b64encode(user + b':' + password).decode()}\r\n"

@@ -17,7 +17,7 @@ import asyncio
 import errno
 import time
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from http import HTTPStatus
 from types import TracebackType
 from typing import Self
@@ -29,7 +29,6 @@ from tenacity import (
     stop_after_attempt,
     wait_random_exponential,
 )
-from yarl import URL
 
 from datafetch.fetch.classify import WEB_FAULTS, SocketsExhaustedError, classify
 from datafetch.fetch.client import Client, Response
@@ -37,7 +36,7 @@ from datafetch.fetch.concurrency import HANGING_S, Concurrency
 from datafetch.fetch.connections import Connections, ConnectTimeoutError, ProxyLoginError, ProxyUnreachableError
 from datafetch.fetch.dns.address_guard import AddressGuard, is_address
 from datafetch.fetch.dns.resolver import Resolver, host_name
-from datafetch.fetch.headers import retry_after_s
+from datafetch.fetch.headers import first_value, retry_after_s
 from datafetch.fetch.hop import Hop
 from datafetch.fetch.hosts import Hosts, HostSlot
 from datafetch.fetch.limiter import Limiter
@@ -48,12 +47,14 @@ from datafetch.fetch.receive_rate import ReceiveRate, rate_of
 from datafetch.fetch.response import BodyReader
 from datafetch.fetch.response_body import FramingTooLargeError
 from datafetch.fetch.routes import has_public_route
+from datafetch.fetch.timers import Timers
 from datafetch.fetch.tls import lax_tls_context, tls_context
-from datafetch.fetch.urls import authority, join_url
+from datafetch.fetch.urls import WebUrl, join_url
 from datafetch.model.outcome import Failure, FailureKind, Fetched
 
 _UNREACHABLE = frozenset({errno.ENETUNREACH, errno.ENETDOWN, errno.EHOSTUNREACH})
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
+_THROTTLED = frozenset({HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE})
 
 _MAX_ATTEMPTS_WITHOUT_SOCKETS = 60  # about a minute; if no descriptor is freed in that time, something else holds them
 
@@ -73,6 +74,7 @@ class Requester:
         hosts: Has the slots of each host.
         unused_proxy: The environment variable that names a proxy which is not used; empty if there is none.
         resolver: Finds the addresses of hosts, and knows whether the name servers answer.
+        timers: The timers of all time limits.
     """
 
     def __init__(self, policy: FetchPolicy, rate: ReceiveRate | None = None) -> None:
@@ -105,13 +107,17 @@ class Requester:
             self._resources.push_async_callback(self._proxies.close)
             await self._proxies.resolve()
         self._resources.push_async_callback(self._route.close)
+        self.timers = Timers()
+        self._resources.callback(self.timers.close)
         tls = await asyncio.to_thread(tls_context)
         lax_tls = await asyncio.to_thread(lax_tls_context) if self._policy.insecure else None
         self.hosts = Hosts(self._policy.per_host, self._policy.backoff_s, self._admit_calls)
         self._guard = AddressGuard(self._policy.networks())
         self.resolver = Resolver(self._guard, self._policy.nameservers, other_remedy=self._proxy_hint)
         self._resources.push_async_callback(self.resolver.close)
-        self._connections = Connections(self._policy, self.resolver, tls=tls, lax_tls=lax_tls, proxies=self._proxies)
+        self._connections = Connections(
+            self._policy, self.resolver, self.timers, tls=tls, lax_tls=lax_tls, proxies=self._proxies
+        )
         self._resources.push_async_callback(self._connections.close)
         self._resources.callback(self._cancel_hanging_timer)
         self._resources.callback(self._body_reader.close)
@@ -139,7 +145,7 @@ class Requester:
         self._call_limiters.append(limiter)
         return limiter
 
-    async def request(self, hop: Hop) -> Fetched | URL:
+    async def request(self, hop: Hop) -> Fetched | WebUrl:
         """Make one request, as soon as its host and this machine have room for it.
 
         Returns:
@@ -155,11 +161,11 @@ class Requester:
         except SocketsExhaustedError as error:
             return await self._retry_until_sockets(error, hop)
 
-    async def _retry_until_sockets(self, first: SocketsExhaustedError, hop: Hop) -> Fetched | URL:
+    async def _retry_until_sockets(self, first: SocketsExhaustedError, hop: Hop) -> Fetched | WebUrl:
         """Repeat a request, with pauses that tenacity times, until there is a descriptor for it."""
         made = [first]
 
-        async def request() -> Fetched | URL:
+        async def request() -> Fetched | WebUrl:
             if made:
                 raise made.pop()
             return await self._request_in_slot(hop)
@@ -171,12 +177,12 @@ class Requester:
             before_sleep=self._reduce_load,
             reraise=True,
         )
-        answer: Fetched | URL = await retrying(request)
+        answer: Fetched | WebUrl = await retrying(request)
         return answer
 
-    async def _request_in_slot(self, hop: Hop) -> Fetched | URL:
+    async def _request_in_slot(self, hop: Hop) -> Fetched | WebUrl:
         try:
-            async with self.hosts.slot(authority(hop.url), hop.memory.number) as slot:
+            async with self.hosts.slot(hop.url.authority, hop.memory.number) as slot:
                 proxy = await self._resolve_route(hop.url)
                 while True:
                     async with self.limiter:
@@ -210,13 +216,13 @@ class Requester:
             self._failed_lookups = failed_lookups
             self.concurrency.lookup_failed()
 
-    async def _resolve_route(self, url: URL) -> URL | None:
+    async def _resolve_route(self, url: WebUrl) -> WebUrl | None:
         """Make sure that the host may be connected to and has an address, and find the proxy to go through, if any.
 
         A name that goes through a proxy is left to the proxy to resolve and to judge, unless this machine knows that
         it leads to an address that may not be connected to.
         """
-        host = url.raw_host or ""
+        host = url.host
         proxy = self._proxies.proxy_for(url) if self._proxies else None
         if proxy is None or is_address(host):
             await self.resolver.lookup(host)
@@ -225,8 +231,8 @@ class Requester:
         return proxy
 
     async def _send_in_turn(
-        self, rate: ReceiveRate, hop: Hop, proxy: URL | None, slot: HostSlot
-    ) -> Fetched | URL | _Fault:
+        self, rate: ReceiveRate, hop: Hop, proxy: WebUrl | None, slot: HostSlot
+    ) -> Fetched | WebUrl | _Fault:
         """Send the request as soon as the cap on the rate allows it."""
         self._held_back += 1
         try:
@@ -234,11 +240,11 @@ class Requester:
         finally:
             self._held_back -= 1
         try:
-            return await self._send(replace(hop, transfer=transfer), proxy, slot)
+            return await self._send(hop._replace(transfer=transfer), proxy, slot)
         finally:
             transfer.end()
 
-    async def _was_ours(self, fault: _Fault, proxy: URL | None) -> bool:
+    async def _was_ours(self, fault: _Fault, proxy: WebUrl | None) -> bool:
         """Whether a request failed for lack of something that this machine needs, which is there again now.
 
         Silence is suspect only where name servers have answered before: whether they still do tells whether there is a
@@ -263,7 +269,7 @@ class Requester:
             return False
         return await servers.was_missing(since_s)
 
-    async def _send(self, hop: Hop, proxy: URL | None, slot: HostSlot) -> Fetched | URL | _Fault:
+    async def _send(self, hop: Hop, proxy: WebUrl | None, slot: HostSlot) -> Fetched | WebUrl | _Fault:
         """Send the request, read the response, and report an answer to the host's slot, the end to ``concurrency``."""
         began_at_s, elapsed_before_s = time.monotonic(), hop.deadline.elapsed_s
         self.sent_requests += 1
@@ -272,29 +278,34 @@ class Requester:
             self._make_up_for_hanging_requests()
         is_answered = is_overload = False
         try:
-            async with hop.deadline, self._client.send(hop, proxy) as response:
+            with hop.deadline:
+                response = await self._client.send(hop, proxy)
                 is_answered = True
-                answer = await self._read(hop, response)
-                if proxy is not None and response.status == HTTPStatus.PROXY_AUTHENTICATION_REQUIRED:
-                    assert isinstance(answer, Failure), "it is no success"
-                    return _Fault(ProxyLoginError(answer.detail), answer, began_at_s, elapsed_before_s)
-                _report_to_host(slot, response)
-                return answer
+                try:
+                    answer = await self._read(hop, response)
+                finally:
+                    self._client.release(response)
         except WEB_FAULTS as error:
             failure = classify(error)
             is_timeout = isinstance(error, TimeoutError | ConnectTimeoutError)
             is_overload = is_timeout and not is_answered and slot.host_was_healthy
             return _Fault(error, failure, began_at_s, elapsed_before_s)
+        else:
+            if proxy is not None and response.status == HTTPStatus.PROXY_AUTHENTICATION_REQUIRED:
+                assert isinstance(answer, Failure), "it is no success"
+                return _Fault(ProxyLoginError(answer.detail), answer, began_at_s, elapsed_before_s)
+            _report_to_host(slot, response)
+            return answer
         finally:
             self.concurrency.request_ended(open_request, is_answered=is_answered, is_overload=is_overload)
 
-    async def _read(self, hop: Hop, response: Response) -> Fetched | URL:
-        location = response.headers.get("Location") if response.status in _REDIRECTS else None
+    async def _read(self, hop: Hop, response: Response) -> Fetched | WebUrl:
+        location = first_value(response.headers, "location") if response.status in _REDIRECTS else ""
         if location:
             hop.cookies.store(response.headers, hop.url)
             is_range = hop.request.byte_range is not None
             # Credentials are for the URL that the operator gave, and an archive may redirect to a third party's store.
-            return join_url(hop.url.with_user(None) if is_range else hop.url, location)
+            return join_url(hop.url.without_login() if is_range else hop.url, location)
         return await self._body_reader.read(response, hop)
 
     def _admit_calls(self) -> None:
@@ -354,7 +365,7 @@ def _report_fault(slot: HostSlot, fault: _Fault, *, has_proxy: bool) -> None:
 
 
 def _report_to_host(slot: HostSlot, response: Response) -> None:
-    if response.status not in (HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE):
+    if response.status not in _THROTTLED:
         slot.answered()
         return
     pause_s = retry_after_s(response.headers)

@@ -57,7 +57,7 @@ class BodyReader:
         Raises:
             CodingError: The body's compression is damaged.
         """
-        final_url = str(response.url)
+        final_url = response.url.href
         if response.status != hop.request.expected_status:
             return Failure(FailureKind.HTTP_STATUS, _status_detail(response), response.status, final_url=final_url)
         part = partial_content(response.headers, hop.request.byte_range)

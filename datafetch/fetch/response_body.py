@@ -43,15 +43,12 @@ class ResponseBody(Protocol):
     Attributes:
         surplus: The bytes of the last ``feed`` that came after the end of the body.
         is_conformant: Whether all framing so far conforms to RFC 9112.
+        is_complete: Whether the end of the body has been fed.
     """
 
     surplus: bytes
     is_conformant: bool
-
-    @property
-    def is_complete(self) -> bool:
-        """Whether the end of the body has been fed."""
-        ...
+    is_complete: bool
 
     def feed(self, data: bytes) -> bytes:
         """Take bytes that arrived, and return the content in them.
@@ -81,22 +78,20 @@ def body_of(head: ResponseHead) -> ResponseBody:
 class _LengthBody:
     """A body of a known length."""
 
+    __slots__ = ("_remaining", "is_complete", "is_conformant", "surplus")
+
     def __init__(self, length: int) -> None:
-        self.surplus = b""
+        self.is_complete = not length
         self.is_conformant = True
-        self._length = length
+        self.surplus = b""
         self._remaining = length
 
-    @property
-    def is_complete(self) -> bool:
-        return not self._remaining
-
     def feed(self, data: bytes) -> bytes:
-        if len(data) <= self._remaining:
-            self._remaining -= len(data)
-            return data
-        content, self.surplus = data[: self._remaining], data[self._remaining :]
-        self._remaining = 0
+        content, self.surplus = data, b""
+        if len(data) > self._remaining:
+            content, self.surplus = data[: self._remaining], data[self._remaining :]
+        self._remaining -= len(content)
+        self.is_complete = not self._remaining
         return content
 
     def feed_eof(self) -> None:

@@ -8,10 +8,10 @@ one way is refused.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from typing import NamedTuple
 
-from multidict import CIMultiDict, CIMultiDictProxy
+from datafetch.fetch.headers import Headers
 
 _MAX_LENGTH_DIGITS = 18  # any such number fits into 63 bits
 
@@ -40,8 +40,7 @@ class ProtocolError(ValueError):
     """What came is no HTTP response, or one that can be understood in more than one way."""
 
 
-@dataclass(frozen=True, slots=True)
-class ResponseHead:
+class ResponseHead(NamedTuple):
     """The head of a final response.
 
     Attributes:
@@ -54,7 +53,7 @@ class ResponseHead:
     """
 
     status: int
-    headers: CIMultiDictProxy[str]
+    headers: Headers
     content_length: int | None
     is_chunked: bool
     keeps_alive: bool
@@ -84,23 +83,28 @@ def read_head(head: bytes, *, is_conformant: bool = True) -> ResponseHead:
 
 def head_of_strict_match(match: re.Match[bytes]) -> ResponseHead:
     """The head of a match of ``STRICT_HEAD``."""
-    fields = CIMultiDict(map(_decoded, _STRICT_FIELD.findall(match[0])))
-    return _head_of(int(match[2]), fields, is_1_1=match[1] == b"1", is_conformant=True)
+    return _head_of(
+        int(match[2]), _by_name(_STRICT_FIELD.findall(match[0])), is_1_1=match[1] == b"1", is_conformant=True
+    )
 
 
-def _decoded(field: tuple[bytes, bytes]) -> tuple[str, str]:
-    return field[0].decode("ascii"), field[1].strip().decode("utf-8", "surrogateescape")
+def _by_name(fields: Iterable[tuple[bytes, bytes]]) -> Headers:
+    headers: dict[str, list[str]] = {}
+    for name, value in fields:
+        text = value.strip().decode("utf-8", "surrogateescape")
+        headers.setdefault(name.lower().decode("ascii"), []).append(text)
+    return headers
 
 
-def _head_of(status: int, headers: CIMultiDict[str], *, is_1_1: bool, is_conformant: bool) -> ResponseHead:
+def _head_of(status: int, headers: Headers, *, is_1_1: bool, is_conformant: bool) -> ResponseHead:
     """Make a head of its status and its fields.
 
     Raises:
         ProtocolError: It has two different lengths.
     """
-    length, is_unambiguous = _content_length(headers)
+    length, is_unambiguous = _content_length(headers.get("content-length", ()))
     is_chunked = False
-    if coding_fields := headers.getall("Transfer-Encoding", None):
+    if coding_fields := headers.get("transfer-encoding"):
         codings = ",".join(coding_fields)
         is_chunked = "chunked" in [coding.strip().lower() for coding in codings.split(",")]
         # RFC 9112, 6.1: HTTP/1.0 has no transfer codings, and a body whose coding is not "chunked" has no defined end.
@@ -109,17 +113,17 @@ def _head_of(status: int, headers: CIMultiDict[str], *, is_1_1: bool, is_conform
         is_unambiguous = is_unambiguous and length is None
         length = None if is_chunked else 0
     options: Collection[str] = ()
-    if connection_fields := headers.getall("Connection", None):
+    if connection_fields := headers.get("connection"):
         connection = ",".join(connection_fields)
         options = [option.strip() for option in connection.lower().split(",")]
         is_unambiguous = is_unambiguous and connection.isascii()
     keeps_alive = is_conformant and is_unambiguous and "close" not in options and (is_1_1 or "keep-alive" in options)
-    return ResponseHead(status, CIMultiDictProxy(headers), length, is_chunked, keeps_alive)
+    return ResponseHead(status, headers, length, is_chunked, keeps_alive)
 
 
-def _lenient_fields(lines: list[bytes]) -> CIMultiDict[str]:
+def _lenient_fields(lines: list[bytes]) -> Headers:
     """The fields that the fetcher looks at, read from lines that need not conform as browsers and curl read them."""
-    return CIMultiDict(_decoded(field) for field in _unfolded(lines) if field[0] in _HEADERS)
+    return _by_name(field for field in _unfolded(lines) if field[0] in _HEADERS)
 
 
 def _unfolded(lines: list[bytes]) -> Iterator[tuple[bytes, bytes]]:
@@ -137,8 +141,11 @@ def _unfolded(lines: list[bytes]) -> Iterator[tuple[bytes, bytes]]:
         yield name, value
 
 
-def _content_length(headers: CIMultiDict[str]) -> tuple[int | None, bool]:
+def _content_length(fields: Sequence[str]) -> tuple[int | None, bool]:
     """Read the body's length.
+
+    Args:
+        fields: The values of Content-Length.
 
     Returns:
         The length, None where there is none or it is no number; and whether the fields conform to RFC 9110.
@@ -146,7 +153,6 @@ def _content_length(headers: CIMultiDict[str]) -> tuple[int | None, bool]:
     Raises:
         ProtocolError: There are two different lengths.
     """
-    fields = headers.getall("Content-Length", ())
     if len(fields) == 1 and len(fields[0]) <= _MAX_LENGTH_DIGITS and fields[0].isascii() and fields[0].isdigit():
         return int(fields[0]), True  # the usual case, in a third of the time
     if not fields:

@@ -1,20 +1,26 @@
 """Parses URLs as published into URLs that can be requested, as a browser would.
 
 Rules: the WHATWG URL standard decides, implemented by ada. What is percent-encoded already is never encoded again.
-Manifests are extracted from HTML pages, so an ampersand may still be escaped as in HTML.
+Manifests are extracted from HTML pages, so an ampersand may still be escaped as in HTML. A URL is parsed once; what
+requests need of it are attributes of the result.
 """
 
 from __future__ import annotations
 
 import re
+from typing import NamedTuple
 from urllib.parse import quote_from_bytes
 
 import ada_url
-from yarl import URL
 
 from datafetch.model.sample import MAX_URL_CHARS
 
-_SCHEMES = ("http://", "https://")
+# An http or https URL as ada writes it: with a host and a path, without an empty login or a default port, and with each
+# "@" and "/" of a login percent-encoded.
+_NORMAL_FORM = re.compile(
+    r"(https?)://(?:([^@/]+)@)?(\[[^\]]+\]|[^:/]+)(?::([0-9]+))?(/[^#]*)"  # scheme, login, host, port, path and query
+)
+_DEFAULT_PORTS = {"http": "80", "https": "443"}
 _AMPERSAND = re.compile(r"&(?:(?:amp|#0{0,5}38|#x0{0,5}26);)+", re.IGNORECASE)
 _ASCII = bytes(range(128))
 
@@ -23,7 +29,42 @@ class BadUrlError(ValueError):
     """It is not the URL of a web server."""
 
 
-def parse_url(text: str) -> URL:
+class WebUrl(NamedTuple):
+    """An http or https URL, without its fragment. Everything in it is printable ASCII without blanks.
+
+    Attributes:
+        href: All of it, in its normal form.
+        scheme: ``http`` or ``https``.
+        login: User and password as they stand in the URL, percent-encoded and separated by a colon; empty if there are
+            none.
+        host: A name in lower case, or an address; an IPv6 address without brackets.
+        port: That of the URL, or the default of its scheme.
+        target: Path and query.
+        authority: The host and the port, which per-host limits apply to.
+        host_field: The value of the Host header: with brackets around an IPv6 address, without a default port, and
+            without the dots at the end of a name.
+    """
+
+    href: str
+    scheme: str
+    login: str
+    host: str
+    port: int
+    target: str
+    authority: str
+    host_field: str
+
+    def __str__(self) -> str:
+        return self.href
+
+    def without_login(self) -> WebUrl:
+        """The same URL without user and password."""
+        if not self.login:
+            return self
+        return self._replace(href=f"{self.scheme}://{self.href.partition('@')[2]}", login="")
+
+
+def parse_url(text: str) -> WebUrl:
     """Parse a URL as it stands in a manifest.
 
     Surrounding blanks and the fragment are dropped, and ``&amp;`` is read as ``&``. Backslashes, blanks, international
@@ -35,16 +76,18 @@ def parse_url(text: str) -> URL:
     """
     if len(text) > MAX_URL_CHARS:
         raise BadUrlError(f"longer than {MAX_URL_CHARS:,} characters")
-    text = _AMPERSAND.sub("&", text.strip())
+    text = text.strip()
+    if "&" in text:
+        text = _AMPERSAND.sub("&", text)
     if text.startswith("//"):
         text = f"http:{text}"
     try:
-        return _web_url(ada_url.normalize_url(text))
+        return split_url(ada_url.normalize_url(text))
     except ValueError as error:
         raise BadUrlError("not an http or https URL with a host") from error
 
 
-def join_url(base: URL, location: str) -> URL:
+def join_url(base: WebUrl, location: str) -> WebUrl:
     """Find the URL that a redirect leads to.
 
     Credentials of the base are kept only if the location is relative, and so on the same host (WHATWG URL, "relative
@@ -59,17 +102,29 @@ def join_url(base: URL, location: str) -> URL:
     """
     try:
         raw = location.encode("utf-8", "surrogateescape")
-        return _web_url(ada_url.join_url(str(base), quote_from_bytes(raw, safe=_ASCII)))
+        return split_url(ada_url.join_url(base.href, quote_from_bytes(raw, safe=_ASCII)))
     except ValueError as error:
         raise BadUrlError("redirected to something other than an http or https URL") from error
 
 
-def authority(url: URL) -> str:
-    """The host and port of a URL, which per-host limits apply to."""
-    return f"{url.raw_host}:{url.port}"
+def split_url(href: str) -> WebUrl:
+    """Split a URL that is in its normal form already, as ``parse_url`` and ada return it.
 
-
-def _web_url(href: str) -> URL:
-    if not href.startswith(_SCHEMES):
-        raise ValueError(href)
-    return URL(href.partition("#")[0], encoded=True)
+    Raises:
+        BadUrlError: It is not http or https.
+    """
+    parts = _NORMAL_FORM.match(href)
+    if parts is None:
+        raise BadUrlError("not an http or https URL with a host")
+    scheme, login, host, port, target = parts.groups()
+    href = parts[0]
+    if href[-1] == "?" and href.find("?") == len(href) - 1:
+        href, target = href[:-1], target[:-1]  # an empty query is none
+    host_field = host if host[-1] != "." else host.rstrip(".")
+    if port:
+        host_field += f":{port}"
+    else:
+        port = _DEFAULT_PORTS[scheme]
+    if host[0] == "[":
+        host = host[1:-1]
+    return WebUrl(href, scheme, login or "", host, int(port), target, f"{host}:{port}", host_field)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from http import HTTPStatus
 
+_OK, _PARTIAL_CONTENT = HTTPStatus.OK, HTTPStatus.PARTIAL_CONTENT  # an enum takes 0.5 µs to find one in
 _MAX_OFFSET = 2**62
 _WEAK_VALIDATOR_PREFIX = "W/"
 
@@ -67,4 +68,4 @@ class Request:
     @property
     def expected_status(self) -> int:
         """The one HTTP status that brings what was requested: 200 for a whole file, 206 for a range."""
-        return HTTPStatus.OK if self.byte_range is None else HTTPStatus.PARTIAL_CONTENT
+        return _OK if self.byte_range is None else _PARTIAL_CONTENT

@@ -1,0 +1,139 @@
+"""Timers ring when they should, however far ahead, and cost no timer of the event loop until then."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import Callable
+from functools import partial
+
+import pytest
+
+from datafetch.fetch.timers import TimeLimit, Timer, Timers
+
+
+async def _rings_at(delay_s: float) -> tuple[float, float]:
+    """When a timer should ring, and when it does."""
+    loop, rang = asyncio.get_running_loop(), asyncio.Event()
+    timer, when_s = Timer(Timers()), loop.time() + delay_s
+    timer.start(when_s, rang.set)
+    await rang.wait()
+    return when_s, loop.time()
+
+
+async def test_a_timer_rings_at_its_time_whether_its_second_has_begun_or_not() -> None:
+    """No timer rings early. The event loops' own are exact to a millisecond."""
+    for delay_s in (-1.0, 0.0, 0.01, 0.3, 1.1, 2.05):
+        when_s, rang_at_s = await _rings_at(delay_s)
+        assert rang_at_s >= when_s - 0.002
+
+
+async def test_timers_ring_in_the_order_of_their_times() -> None:
+    """Those of one second and of several, and those that are started while others ring."""
+    loop, timers = asyncio.get_running_loop(), Timers()
+    rang: list[float] = []
+    now_s, over = loop.time(), asyncio.Event()
+    delays_s = [0.9, 0.1, 1.8, 1.3, 0.5, 1.0]
+    for delay_s in delays_s:
+        Timer(timers).start(now_s + delay_s, partial(rang.append, delay_s))
+    Timer(timers).start(now_s + 1.9, over.set)
+    await over.wait()
+    assert rang == sorted(delays_s)
+
+
+async def test_a_cancelled_timer_does_not_ring_and_one_that_is_started_again_rings_once() -> None:
+    """Before and after its second has begun."""
+    loop, timers = asyncio.get_running_loop(), Timers()
+    rang: list[str] = []
+    over = asyncio.Event()
+    now_s = loop.time()
+    for first_s, second_s in itertools.product((0.05, 1.05), repeat=2):
+        cancelled, restarted = Timer(timers), Timer(timers)
+        cancelled.start(now_s + first_s, partial(rang.append, "cancelled"))
+        cancelled.cancel()
+        cancelled.cancel()
+        restarted.start(now_s + first_s, partial(rang.append, "first"))
+        restarted.start(now_s + second_s, partial(rang.append, "once"))
+    Timer(timers).start(now_s + 1.2, over.set)
+    await over.wait()
+    assert rang == ["once"] * 4
+
+
+async def test_timers_that_lie_ahead_are_one_timer_of_the_event_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thousand limits that are set and cancelled again cost the loop nothing, and nothing is left of them."""
+    loop = asyncio.get_running_loop()
+    call_at, handles = loop.call_at, []
+
+    def counted(when_s: float, callback: Callable[[], object]) -> asyncio.TimerHandle:
+        handles.append(call_at(when_s, callback))
+        return handles[-1]
+
+    monkeypatch.setattr(loop, "call_at", counted)
+    timers = Timers()
+    started = [Timer(timers) for _ in range(1000)]
+    for number, timer in enumerate(started):
+        timer.start(loop.time() + 10 + number / 100, timers.close)
+    for timer in started:
+        timer.cancel()
+    assert len(handles) == 1
+    assert not any(timers.by_second.values())
+    timers.close()
+    assert handles[0].cancelled()
+
+
+async def test_a_time_limit_raises_only_where_its_time_is_up() -> None:
+    """What is cancelled by others stays cancelled, and what ends in time is left alone."""
+    loop, timers = asyncio.get_running_loop(), Timers()
+    with pytest.raises(TimeoutError), TimeLimit(timers, loop.time() + 0.01):
+        await loop.create_future()
+    with TimeLimit(timers, loop.time() + 30):
+        await asyncio.sleep(0)
+
+    async def limited(limit_s: float) -> None:
+        with TimeLimit(timers, loop.time() + limit_s):
+            await loop.create_future()
+
+    cancelled = asyncio.create_task(limited(30))
+    await asyncio.sleep(0)
+    cancelled.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await cancelled
+    timers.close()
+
+
+async def test_a_time_limit_within_another_that_ends_earlier_leaves_that_to_it() -> None:
+    """The outer limit raises, as with asyncio.timeout."""
+    loop, timers = asyncio.get_running_loop(), Timers()
+
+    async def nested() -> None:
+        with TimeLimit(timers, loop.time() + 0.01):
+            with pytest.raises(asyncio.CancelledError), TimeLimit(timers, loop.time() + 30):
+                await loop.create_future()
+            raise asyncio.CancelledError
+
+    task = asyncio.current_task()
+    assert task is not None
+    with pytest.raises(TimeoutError):
+        await nested()
+    assert not task.cancelling()
+    timers.close()
+
+
+async def test_a_cancelled_time_limit_is_not_up_until_it_is_extended() -> None:
+    """While it is paused, no time passes for it."""
+    loop, timers = asyncio.get_running_loop(), Timers()
+    with TimeLimit(timers, loop.time() + 0.02) as limit:
+        limit.cancel()
+        waited = asyncio.Event()
+        loop.call_later(0.05, waited.set)
+        await waited.wait()
+
+    async def resumed() -> None:
+        with TimeLimit(timers, loop.time() + 30) as limit:
+            limit.cancel()
+            limit.extend(loop.time() + 0.01)
+            await loop.create_future()
+
+    with pytest.raises(TimeoutError):
+        await resumed()
+    timers.close()

@@ -79,7 +79,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     begins with a test of a minute when the others have nothing left to do.
 
     Coverage makes a test two to three times as expensive, so it is measured in what the default set runs, always the
-    same slice of it, and of slow tests in what they do in their own process.
+    same slice of it, and of slow tests that don't rotate in what they do in their own process.
     """
     is_default_set = config.getoption("--default-set")
     if not (is_default_set or config.getoption("--rotate")):
@@ -87,7 +87,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     taken = _select(items, _chosen_slice(config), is_default_set=is_default_set)
     measured = set(_select(items, 0, is_default_set=True))
     for item in taken:
-        if item not in measured and not item.get_closest_marker("slow"):
+        if item not in measured and any(map(item.get_closest_marker, _SLICES)):
             item.add_marker("no_cover")
     config.hook.pytest_deselected(items=list(set(items) - set(taken)))
     modules = {item.path for item in taken if item.get_closest_marker("slow")}

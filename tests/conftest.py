@@ -35,7 +35,7 @@ LOOPBACK = ("127.0.0.0/8",)
 _PATIENCE_S = 60.0
 _ROOT = Path(__file__).parent.parent
 # Of tests with these marks the default set takes one in so many, in turn.
-_SLICES = {"matrix": 6, "rotating": 3}
+_SLICES = {"matrix": 6, "rotating": 4}
 _PICTURES, _PICTURES_SEED = 66, 7
 
 # The duration of an example depends on the load of the machine.

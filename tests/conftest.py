@@ -34,8 +34,8 @@ from datafetch.model.sample import Sample
 LOOPBACK = ("127.0.0.0/8",)
 _PATIENCE_S = 60.0
 _ROOT = Path(__file__).parent.parent
-# Of tests with these marks the default set takes one in so many, in turn.
-_SLICES = {"matrix": 6, "rotating": 4}
+_SLICES = {"matrix": 6, "rotating": 4}  # tests with these marks are dealt into so many slices, of which one runs
+_LONGEST = "test_recipe_demo.py"  # all of the recipe, built many times, for minutes
 _PICTURES, _PICTURES_SEED = 66, 7
 
 # The duration of an example depends on the load of the machine.
@@ -50,7 +50,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--default-set", action="store_true", help="leave out what is slow, and all but a slice of matrix and rotating"
     )
     parser.addoption("--rotate", action="store_true", help="leave out all but a slice of what is slow and rotating")
-    parser.addoption("--slice", type=int, metavar="N", help="which; by default the number of commits")
+    parser.addoption("--slice", type=int, metavar="N", help="the slice to run; by default the number of commits")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -68,15 +68,12 @@ def pytest_report_header(config: pytest.Config) -> list[str]:
     return [f"--slice {_chosen_slice(config)}"] if is_sliced else []
 
 
-_LONGEST = "test_recipe_demo.py"  # all of the recipe, built many times, for minutes
-
-
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Deselect what the chosen set of tests leaves out, and measure coverage in a part of the others.
 
-    Of the tests that rotate every n-th is taken, counted in the order in which they are written: so some of the cases
-    of each test are always among them, and all of them after n commits. Modules with slow tests come first: no process
-    begins with a test of a minute when the others have nothing left to do.
+    Of the tests that rotate every n-th is taken, counted in the order in which they are written: so some cases of a
+    test that has n or more are always among them, and all of them after n commits. Modules with slow tests come first:
+    no process begins with a test of a minute when the others have nothing left to do.
 
     Coverage makes a test two to three times as expensive, so it is measured in what the default set runs, always the
     same slice of it, and of slow tests that don't rotate in what they do in their own process.
@@ -94,19 +91,20 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     items[:] = sorted(taken, key=lambda item: (item.path.name != _LONGEST, item.path not in modules))
 
 
-def _select(items: Sequence[pytest.Item], number: int, *, is_default_set: bool) -> list[pytest.Item]:
+def _select(items: Sequence[pytest.Item], chosen: int, *, is_default_set: bool) -> list[pytest.Item]:
+    """The tests of a set, of those that rotate one slice; any number chooses one."""
     counts: Counter[int] = Counter()
     selected = []
     for item in items:
-        slices = _slices(item, is_default_set=is_default_set)
-        if slices and counts[slices] % slices == number % slices:
+        slices = _slices_of(item, is_default_set=is_default_set)
+        if slices and counts[slices] % slices == chosen % slices:
             selected.append(item)
         counts[slices] += 1
     return selected
 
 
-def _slices(item: pytest.Item, *, is_default_set: bool) -> int:
-    """Return of how many such tests one is taken; 0 is none."""
+def _slices_of(item: pytest.Item, *, is_default_set: bool) -> int:
+    """The number of slices that tests like this one are dealt into: 1 if all of them run, 0 if none does."""
     is_slow = item.get_closest_marker("slow") is not None
     if is_slow and is_default_set:
         return 0

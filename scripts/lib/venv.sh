@@ -30,6 +30,7 @@ find_python() {
 
 # ensure_venv [EXTRAS [OPTIONS OF PIP]]: make the venv if it is missing or broken, and install the package, editable, with
 # EXTRAS such as "[test]" at the versions of constraints.txt. Does not run pip if nothing has changed since the last time.
+# The tests pass --no-compile: Python compiles a module when it is first imported, and most modules of a package never are.
 ensure_venv() {
     local extras=${1:-} constraints=$root/constraints.txt stamp=$venv/installed python wanted
     if ! _venv_works; then
@@ -37,6 +38,7 @@ ensure_venv() {
         echo "Making ${venv##*/} with $python" >&2
         "$python" -m venv --clear "$venv"
         # The pip of Python 3.11 takes a minute of CPU time to choose among the wheels, the current one a third of that.
+        # Where it can't be had, installing only takes longer.
         "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --upgrade pip 2>/dev/null || true
     fi
     wanted="$(cat "$root/pyproject.toml" "$constraints" | sha256sum) $extras"

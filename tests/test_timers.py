@@ -1,4 +1,4 @@
-"""Timers ring when they should, however far ahead, and cost no timer of the event loop until then."""
+"""Timers fire when they should, however far ahead, and cost no timer of the event loop until then."""
 
 from __future__ import annotations
 
@@ -12,51 +12,51 @@ import pytest
 from datafetch.fetch.timers import TimeLimit, Timer, Timers
 
 
-async def _rings_at(delay_s: float) -> tuple[float, float]:
-    """When a timer should ring, and when it does."""
-    loop, rang = asyncio.get_running_loop(), asyncio.Event()
+async def _fires_at(delay_s: float) -> tuple[float, float]:
+    """When a timer should fire, and when it does."""
+    loop, fired = asyncio.get_running_loop(), asyncio.Event()
     timer, when_s = Timer(Timers()), loop.time() + delay_s
-    timer.start(when_s, rang.set)
-    await rang.wait()
+    timer.start(when_s, fired.set)
+    await fired.wait()
     return when_s, loop.time()
 
 
-async def test_a_timer_rings_at_its_time_whether_its_second_has_begun_or_not() -> None:
-    """No timer rings early. The event loops' own are exact to a millisecond."""
+async def test_a_timer_fires_at_its_time_whether_its_second_has_begun_or_not() -> None:
+    """No timer fires early. The event loops' own are exact to a millisecond."""
     for delay_s in (-1.0, 0.0, 0.01, 0.3, 1.1, 2.05):
-        when_s, rang_at_s = await _rings_at(delay_s)
-        assert rang_at_s >= when_s - 0.002
+        when_s, fired_at_s = await _fires_at(delay_s)
+        assert fired_at_s >= when_s - 0.002
 
 
-async def test_timers_ring_in_the_order_of_their_times() -> None:
-    """Those of one second and of several, and those that are started while others ring."""
+async def test_timers_fire_in_the_order_of_their_times() -> None:
+    """Those of one second as well as those of several."""
     loop, timers = asyncio.get_running_loop(), Timers()
-    rang: list[float] = []
+    fired: list[float] = []
     now_s, over = loop.time(), asyncio.Event()
     delays_s = [0.9, 0.1, 1.8, 1.3, 0.5, 1.0]
     for delay_s in delays_s:
-        Timer(timers).start(now_s + delay_s, partial(rang.append, delay_s))
+        Timer(timers).start(now_s + delay_s, partial(fired.append, delay_s))
     Timer(timers).start(now_s + 1.9, over.set)
     await over.wait()
-    assert rang == sorted(delays_s)
+    assert fired == sorted(delays_s)
 
 
-async def test_a_cancelled_timer_does_not_ring_and_one_that_is_started_again_rings_once() -> None:
+async def test_a_cancelled_timer_does_not_fire_and_one_that_is_started_again_fires_once() -> None:
     """Before and after its second has begun."""
     loop, timers = asyncio.get_running_loop(), Timers()
-    rang: list[str] = []
+    fired: list[str] = []
     over = asyncio.Event()
     now_s = loop.time()
     for first_s, second_s in itertools.product((0.05, 1.05), repeat=2):
         cancelled, restarted = Timer(timers), Timer(timers)
-        cancelled.start(now_s + first_s, partial(rang.append, "cancelled"))
+        cancelled.start(now_s + first_s, partial(fired.append, "cancelled"))
         cancelled.cancel()
         cancelled.cancel()
-        restarted.start(now_s + first_s, partial(rang.append, "first"))
-        restarted.start(now_s + second_s, partial(rang.append, "once"))
+        restarted.start(now_s + first_s, partial(fired.append, "first"))
+        restarted.start(now_s + second_s, partial(fired.append, "once"))
     Timer(timers).start(now_s + 1.2, over.set)
     await over.wait()
-    assert rang == ["once"] * 4
+    assert fired == ["once"] * 4
 
 
 async def test_timers_that_lie_ahead_are_one_timer_of_the_event_loop(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,7 +16,13 @@ from typing import Self
 
 
 class Timers:
-    """The timers of one event loop, in which it must be made."""
+    """The timers of one event loop, in which it must be made.
+
+    Attributes:
+        loop: The event loop.
+        by_second: The timers whose second has not begun, by that second of the loop's clock.
+        opened_second: The last second whose timers were handed to the loop.
+    """
 
     def __init__(self) -> None:
         self.loop = asyncio.get_running_loop()
@@ -25,7 +31,7 @@ class Timers:
         self._opening: asyncio.TimerHandle | None = None
 
     def close(self) -> None:
-        """Cancel all timers that lie ahead."""
+        """Cancel the timers whose second has not begun. Those that are started afterwards may never fire."""
         self.by_second.clear()
         if self._opening is not None:
             self._opening.cancel()
@@ -96,9 +102,9 @@ class Timer:
     def pass_to_loop(self) -> None:
         """Leave the rest to the event loop: the second has begun."""
         self._neighbours = None
-        self._handle = self._timers.loop.call_at(self._when_s, self._ring)
+        self._handle = self._timers.loop.call_at(self._when_s, self._fire)
 
-    def _ring(self) -> None:
+    def _fire(self) -> None:
         self._handle = None
         callback, self._callback = self._callback, None
         assert callback is not None, "it is started"
@@ -137,7 +143,7 @@ class TimeLimit(Timer):
             raise TimeoutError from error
 
     def extend(self, ends_at_s: float) -> None:
-        """Set the time again, also after ``cancel``; if it is up already, the block doesn't get far."""
+        """Set the time again, also after ``cancel``. If it is up already, the block ends where it waits next."""
         if not self._has_expired:
             self.start(ends_at_s, self._expire)
 

@@ -169,9 +169,8 @@ async def test_idle_connections_are_few() -> None:
 
     async with await asyncio.start_server(answer, "0.0.0.0", 0, backlog=512) as server:  # noqa: S104 - 127.0.0.0/8
         port = server.sockets[0].getsockname()[1]
-        async with Fetcher(
-            FetchPolicy(allow_net=LOOPBACK)
-        ) as fetch:  # one loop is all of these hosts, and takes its time
+        policy = FetchPolicy(allow_net=LOOPBACK)  # with time: one loop serves all of these hosts
+        async with Fetcher(policy) as fetch:
             urls = [f"http://127.0.{number // 250}.{number % 250 + 1}:{port}/" for number in range(300)]
             fetched = await asyncio.gather(*(fetch(url) for url in urls))
             assert all(isinstance(one, Body) for one in fetched)

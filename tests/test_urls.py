@@ -1,12 +1,7 @@
 """URLs are parsed as browsers parse them."""
 
-from base64 import b64encode
-
 import pytest
 
-from datafetch.errors import ConfigurationError
-from datafetch.fetch.proxies import Proxies
-from datafetch.fetch.request_writer import connect_request
 from datafetch.fetch.urls import BadUrlError, join_url, parse_url, split_url
 
 
@@ -131,23 +126,7 @@ def test_a_url_is_taken_apart_once(published: str, parts: tuple[object, ...]) ->
     assert split_url(url.href.replace("user:p%40s%3As@", "")) == url.without_login()
 
 
-def test_what_is_no_web_url_can_not_be_taken_apart() -> None:
-    """There is no host in it."""
+def test_what_is_no_web_url_cannot_be_taken_apart() -> None:
+    """Only http and https URLs are split."""
     with pytest.raises(BadUrlError):
         split_url("ftp://example.org/")
-
-
-@pytest.mark.parametrize(
-    "text", ["http://proxy:99999", "https://proxy:3128", "socks5://proxy", "http://", "http://a b"]
-)
-def test_what_is_no_proxy_is_refused_as_a_setting(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
-    """Also a URL that can't be parsed is the operator's fault, and the message says which variable has it."""
-    monkeypatch.setenv("http_proxy", text)
-    with pytest.raises(ConfigurationError, match="HTTP_PROXY must be the http:// URL of a proxy"):
-        Proxies()
-
-
-def test_a_login_is_sent_as_the_bytes_that_its_url_encodes() -> None:
-    """They need not be UTF-8, and may contain what separates them in a URL."""
-    request = connect_request("e.org", 443, parse_url("http://us%3Aer:p%40s%E9@proxy:3128/"))
-    assert b64encode(b"us:er:p@s\xe9") in request

@@ -15,7 +15,7 @@ from __future__ import annotations
 import asyncio
 import select
 from collections.abc import Awaitable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple, cast
 
 from aiohttp import ClientOSError, ClientPayloadError, ServerDisconnectedError
@@ -81,7 +81,7 @@ class ResponseProtocol(asyncio.Protocol):
         self._start_stall_timer()
 
     def read_head(self) -> Awaitable[ResponseHead]:
-        """Wait for the head of the response. What is returned is to be awaited.
+        """Return what to await for the head of the response: a future, which costs less than a coroutine.
 
         Raises:
             ServerDisconnectedError: The server closed the connection before the head was complete.
@@ -238,7 +238,7 @@ class Connection:
     transport: asyncio.Transport
     protocol: ResponseProtocol
     permitted: frozenset[Permission] = frozenset()
-    _unread: select.poll | None = None
+    _unread: select.poll | None = field(default=None, init=False, repr=False)  # made when first needed, and kept
 
     @property
     def has_unread(self) -> bool:

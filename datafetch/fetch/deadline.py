@@ -27,7 +27,7 @@ class Deadline:
         permitted: What has been taken so far by the operator's permission alone.
     """
 
-    __slots__ = ("_elapsed_s", "_limit", "_limit_s", "_started_s", "_timers", "permitted")
+    __slots__ = ("_elapsed_s", "_limit_s", "_started_s", "_time_limit", "_timers", "permitted")
 
     def __init__(self, limit_s: float, timers: Timers) -> None:
         self._timers = timers
@@ -47,15 +47,15 @@ class Deadline:
 
     def __enter__(self) -> Self:
         self._started_s = time.perf_counter()  # the clock of uvloop ticks in milliseconds only
-        self._limit = TimeLimit(self._timers, self._ends_at_s())
-        self._limit.__enter__()
+        self._time_limit = TimeLimit(self._timers, self._ends_at_s())
+        self._time_limit.__enter__()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._elapsed_s += time.perf_counter() - self._started_s
-        self._limit.__exit__(kind, error, trace)
+        self._time_limit.__exit__(kind, error, trace)
 
     def rewind(self, elapsed_s: float) -> None:
         """Forget the time since it had run for ``elapsed_s``, because it was this machine that took it."""
@@ -64,12 +64,12 @@ class Deadline:
     async def paused(self, awaitable: Awaitable[_Result]) -> _Result:
         """Await something while the clock is stopped."""
         self._elapsed_s += time.perf_counter() - self._started_s
-        self._limit.cancel()
+        self._time_limit.cancel()
         try:
             return await awaitable
         finally:
             self._started_s = time.perf_counter()
-            self._limit.extend(self._ends_at_s())
+            self._time_limit.extend(self._ends_at_s())
 
     def _ends_at_s(self) -> float:
         return self._timers.loop.time() + self._limit_s - self._elapsed_s

@@ -173,7 +173,7 @@ def _read_hosts() -> Mapping[str, Sequence[str]]:
     return hosts
 
 
-async def _status_of(request: bytes, address: str, port: int | None) -> int | None:
+async def _status_of(request: bytes, address: str, port: int) -> int | None:
     """The status with which a proxy answers a request; None if it answers with none."""
     try:
         async with asyncio.timeout(_PROBE_S):

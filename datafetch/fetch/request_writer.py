@@ -52,7 +52,7 @@ class RequestWriter:
         if cookie := hop.cookies.header(url):
             headers += f"Cookie: {cookie}\r\n"
         headers += _ACCEPT_IMAGES if hop.request.byte_range is None else _range_headers(hop.request)
-        return (f"GET {target} HTTP/1.1\r\nHost: {url.host_field}\r\n{self._common_headers}{headers}\r\n").encode()
+        return f"GET {target} HTTP/1.1\r\nHost: {url.host_field}\r\n{self._common_headers}{headers}\r\n".encode()
 
 
 def connect_request(host: str, port: int, proxy: WebUrl) -> bytes:

@@ -89,6 +89,7 @@ def head_of_strict_match(match: re.Match[bytes]) -> ResponseHead:
 
 
 def _by_name(fields: Iterable[tuple[bytes, bytes]]) -> Headers:
+    """The values of fields by their names in lower case, from names and values as they were received."""
     headers: dict[str, list[str]] = {}
     for name, value in fields:
         text = value.strip().decode("utf-8", "surrogateescape")

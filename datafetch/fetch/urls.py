@@ -1,8 +1,8 @@
 """Parses URLs as published into URLs that can be requested, as a browser would.
 
 Rules: the WHATWG URL standard decides, implemented by ada. What is percent-encoded already is never encoded again.
-Manifests are extracted from HTML pages, so an ampersand may still be escaped as in HTML. A URL is parsed once; what
-requests need of it are attributes of the result.
+Manifests are extracted from HTML pages, so an ampersand may still be escaped as in HTML. A URL is parsed once, into
+all that requests need of it.
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ def join_url(base: WebUrl, location: str) -> WebUrl:
 
 
 def split_url(href: str) -> WebUrl:
-    """Split a URL that is in its normal form already, as ``parse_url`` and ada return it.
+    """Split a URL that is in its normal form already, as ada writes it and ``WebUrl.href`` holds it.
 
     Raises:
         BadUrlError: It is not http or https.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from http import HTTPStatus
 
-_OK, _PARTIAL_CONTENT = HTTPStatus.OK, HTTPStatus.PARTIAL_CONTENT  # an enum takes 0.5 µs to find one in
+_OK, _PARTIAL_CONTENT = HTTPStatus.OK, HTTPStatus.PARTIAL_CONTENT  # looking one up in its enum takes up to 0.6 µs
 _MAX_OFFSET = 2**62
 _WEAK_VALIDATOR_PREFIX = "W/"
 

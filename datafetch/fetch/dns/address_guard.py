@@ -30,8 +30,8 @@ _NAT64 = IPv6Network("64:ff9b::/96")  # RFC 6052
 _IPV4_COMPATIBLE = IPv6Network("::/96")  # RFC 4291, deprecated, still routed by some stacks
 _LOW_32_BITS = 0xFFFFFFFF
 _ISATAP = (0x00005EFE, 0x02005EFE)  # RFC 5214, 6.1: the upper half of the interface identifier
-# IANA's registry of special-purpose IPv4 addresses, and what looks public but is not. All are listed here, for versions
-# of Python differ, and its answer takes 10 µs.
+# IANA's registry of special-purpose IPv4 addresses, and what looks public but is not. All are listed here, for what
+# Python reports differs between its versions, and takes ten times as long.
 _NOT_PUBLIC_IPV4 = _bounds(
     map(
         IPv4Network,

@@ -388,10 +388,14 @@ def _preferred_family_first(addresses: Iterable[str]) -> tuple[str, ...]:
 
 
 async def _confirm_no_address(resolver: aiodns.DNSResolver, name: str) -> None:
-    """Return if a server has said of both types of address that there are none; otherwise raise.
+    """Return if a server has said of both types of address that there are none; raise otherwise.
 
     A lookup makes two queries, and c-ares reports the result of the later one. So "no AAAA" may hide that no server
     answered for A. What c-ares does know is in its cache, so this sends only the query whose answer is missing.
+
+    Raises:
+        DNSError: No server has answered for one of the types.
+        NameServerError: There is an address, so the lookup lost an answer and may be repeated.
     """
     for kind, number in _ADDRESS_TYPES.items():
         try:

@@ -97,7 +97,7 @@ def test_everything_else_is_refused(address: str) -> None:
 
 
 def test_no_ipv4_address_is_public_that_python_calls_special() -> None:
-    """The guard has a list of its own. At the ends of all special networks, and elsewhere, it is at least as strict."""
+    """The guard's own list is Python's and two networks more, at the ends of all special networks and elsewhere."""
     special = [
         *("0.0.0.0/8", "10.0.0.0/8", "100.64.0.0/10", "127.0.0.0/8", "169.254.0.0/16", "172.16.0.0/12", "192.0.0.0/24"),
         *("192.0.2.0/24", "192.88.99.0/24", "192.168.0.0/16", "198.18.0.0/15", "198.51.100.0/24", "203.0.113.0/24"),

@@ -308,7 +308,14 @@ class Fetcher:
         attempts, fetch_ms = call.attempts, deadline.elapsed_s * _MS_PER_S
         permitted = tuple(sorted(deadline.permitted))
         if isinstance(fetched, Body):  # ``replace`` takes longer, and bodies are what most attempts bring
-            return Body(fetched.content, fetched.final_url, attempts, fetch_ms, permitted, fetched.part)
+            return Body(
+                fetched.content,
+                fetched.final_url,
+                attempts=attempts,
+                fetch_ms=fetch_ms,
+                permitted=permitted,
+                part=fetched.part,
+            )
         return replace(fetched, attempts=attempts, fetch_ms=fetch_ms, permitted=permitted)
 
     def _limit_s(self, request: Request) -> float:

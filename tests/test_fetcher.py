@@ -178,6 +178,30 @@ async def test_idle_connections_are_few() -> None:
             await until(lambda: 0 < open_now <= 130)
 
 
+@pytest.mark.both_loops
+async def test_a_request_keeps_its_time_limit_when_the_fetcher_closes() -> None:
+    """What is still in progress then ends when its time is up, and does not hang."""
+    is_asked, is_left = asyncio.Event(), asyncio.Event()
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        is_asked.set()
+        await reader.read()
+        writer.close()
+        await writer.wait_closed()
+        is_left.set()
+
+    async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        async with Fetcher(replace(QUICK, retries=0)) as fetch:
+            fetching = asyncio.create_task(fetch(f"http://127.0.0.1:{port}/"))
+            await is_asked.wait()
+        failure = await fetching
+        await is_left.wait()
+    assert isinstance(failure, Failure)
+    assert failure.kind is FailureKind.TIMEOUT
+
+
 async def test_requests_name_the_project_and_the_contact() -> None:
     """They accept images without compression, and have no cookies."""
     heads: list[bytes] = []
@@ -274,6 +298,8 @@ def test_a_long_timeout_lets_servers_be_silent(timeout_s: float, silence_s: floa
         {"timeout_s": 0},
         {"timeout_s": float("nan")},
         {"timeout_s": float("inf")},
+        {"connect_timeout_s": float("inf")},
+        {"stall_timeout_s": float("inf")},
         {"max_body_bytes": 0},
         {"per_host": 0},
         {"connect_timeout_s": 0},

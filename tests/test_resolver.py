@@ -466,6 +466,19 @@ async def test_a_lost_answer_is_not_taken_for_a_zone_that_is_silent_over_tcp(mon
             assert resolver.statistics().found == 1
 
 
+async def test_addresses_that_do_not_fit_are_asked_for_over_tcp_whatever_is_wrong_with_ipv6(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """If that there are many comes last, after a server has failed for IPv6."""
+    monkeypatch.setattr(nameservers, "_TRIES", 2)
+    many = Answer(tuple(f"127.0.1.{number}" for number in range(200)), is_truncated=True)
+    with NameServer() as server:
+        server.script_by_type = {("cat.example", Type.A): (SILENCE, many), ("cat.example", Type.AAAA): SERVFAIL}
+        async with _resolver(server.address) as resolver:
+            await resolver.lookup("cat.example")
+        assert server.names_queried_by_tcp == {"cat.example"}
+
+
 @pytest.mark.parametrize("is_silent", [True, False])
 async def test_other_servers_stand_in_for_a_dead_one(is_silent: bool) -> None:
     """If the first server is dead, every name is found, and only the first few are sent to it."""

@@ -76,9 +76,20 @@ async def test_timers_that_lie_ahead_are_one_timer_of_the_event_loop(monkeypatch
     for timer in started:
         timer.cancel()
     assert len(handles) == 1
-    assert not any(timers.by_second.values())
+    assert not timers.by_second
     timers.close()
     assert handles[0].cancelled()
+
+
+async def test_timers_fire_after_they_are_closed() -> None:
+    """Those of a second that lies ahead, and those that are started later."""
+    loop, timers = asyncio.get_running_loop(), Timers()
+    fired = [asyncio.Event(), asyncio.Event()]
+    Timer(timers).start(loop.time() + 1.1, fired[0].set)
+    timers.close()
+    Timer(timers).start(loop.time() + 1.2, fired[1].set)
+    for event in fired:
+        await event.wait()
 
 
 async def test_a_time_limit_raises_only_where_its_time_is_up() -> None:

@@ -129,8 +129,10 @@ class FetchPolicy:
         require_in_range(self, "max_redirects", 0, _MAX_REDIRECTS)
         if not 0 < self.timeout_s <= _MAX_TIMEOUT_S:
             raise invalid(self, f"{{timeout_s}} must be above 0 seconds and at most a day, not {self.timeout_s}")
-        if not (self.connect_timeout_s > 0 and self.silence_s > 0 and self.backoff_s >= 0):
-            raise invalid(self, "connect_timeout_s and stall_timeout_s must be above 0, backoff_s not below it")
+        if not (0 < self.connect_timeout_s <= _MAX_TIMEOUT_S and 0 < self.silence_s <= _MAX_TIMEOUT_S):
+            raise invalid(self, "connect_timeout_s and stall_timeout_s must be above 0 seconds and at most a day")
+        if self.backoff_s < 0:
+            raise invalid(self, "backoff_s must be 0 or above")
         if not self.contact.isprintable():
             raise invalid(self, "{contact} must be one line of printable text")
         self.networks()

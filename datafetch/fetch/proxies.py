@@ -7,6 +7,7 @@ same, so the proxy is asked for a name that no web server can have (RFC 6761, 6.
 from __future__ import annotations
 
 import asyncio
+import re
 import socket
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -19,9 +20,10 @@ from datafetch.errors import ConfigurationError, ResourceError, is_exhaustion, r
 from datafetch.fetch.dns.address_guard import AddressGuard, BlockedAddressError
 from datafetch.fetch.means import Means
 from datafetch.fetch.request_writer import connect_request, get_from_proxy
-from datafetch.fetch.urls import BadUrlError, WebUrl, parse_url
+from datafetch.fetch.urls import BadUrlError, WebUrl, parse_exact_url
 
 _HOSTS_FILE = Path("/etc/hosts")
+_LOGIN = re.compile(r"^([a-z0-9+.-]*://)?.*@", re.IGNORECASE | re.DOTALL)  # up to the last "@", whatever it has
 _REMEDY = "correct the variable that names it (HTTPS_PROXY, HTTP_PROXY, ALL_PROXY), or leave out --trust-env"
 _NOWHERE = "datafetch.invalid"
 _PROBE_S = 5.0
@@ -199,10 +201,18 @@ def _unreachable(url: WebUrl) -> str:
 
 
 def _proxy_url(scheme: str, text: str) -> WebUrl:
+    r"""Parse the URL of a proxy, with or without its scheme.
+
+    What browsers correct in URLs of web pages is refused: with "DOMAIN\user" as a login it would lead to another host.
+    """
+    whole = text if "://" in text else f"http://{text}"
     with suppress(BadUrlError):
-        url = parse_url(text if "://" in text else f"http://{text}")
-        if url.scheme == "http":
-            return url
+        if "\\" not in whole and not whole.partition("://")[2].startswith("/"):
+            url = parse_exact_url(whole)
+            if url.scheme == "http":
+                return url
+    shown = _LOGIN.sub(r"\1…@", text)
     raise ConfigurationError(
-        f"{scheme.upper()}_PROXY must be the http:// URL of a proxy, not {text!r}; --trust-env reads it"
+        f"{scheme.upper()}_PROXY must be the http:// URL of a proxy, not {shown!r} (in a login, characters other than"
+        " letters and digits are percent-encoded); --trust-env reads it"
     )

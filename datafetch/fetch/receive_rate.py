@@ -96,12 +96,11 @@ class ReceiveRate:
             if not waiter.granted.done():  # otherwise its task was cancelled
                 self._level_bytes -= waiter.size_bytes
                 waiter.granted.set_result(None)
-        if self._timer is None and (self._bodies or self._requests):
-            self._timer = self._loop.call_later(-self._level_bytes / self._bytes_per_s, self._on_time)
-
-    def _on_time(self) -> None:
-        self._timer = None
-        self._grant()
+        if self._timer is not None:
+            self._timer.cancel()  # its time is that of an earlier level, which may have been lower
+            self._timer = None
+        if self._bodies or self._requests:
+            self._timer = self._loop.call_later(-self._level_bytes / self._bytes_per_s, self._grant)
 
 
 class Transfer:

@@ -10,6 +10,7 @@ they end as exactly as those do. One more timer of the loop opens the next secon
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import Callable
 from types import TracebackType
 from typing import Self
@@ -31,10 +32,16 @@ class Timers:
         self._opening: asyncio.TimerHandle | None = None
 
     def close(self) -> None:
-        """Cancel the timers whose second has not begun. Those that are started afterwards may never fire."""
-        self.by_second.clear()
+        """Hand all timers to the loop, now and from now on: no timer of this object is left to open a second.
+
+        What is still in progress keeps its time limits.
+        """
         if self._opening is not None:
             self._opening.cancel()
+        self.opened_second = sys.maxsize
+        while self.by_second:
+            for timer in self.by_second.popitem()[1]:
+                timer.pass_to_loop()
 
     def add(self, timer: Timer, second: int) -> set[Timer]:
         """Add a timer to the set of a second that no timer has been started for, and return that set."""
@@ -94,6 +101,8 @@ class Timer:
         self._callback = None
         if self._neighbours is not None:
             self._neighbours.discard(self)
+            if not self._neighbours:  # a set does not shrink, and limits may lie hours ahead
+                del self._timers.by_second[int(self._when_s)]
             self._neighbours = None
         elif self._handle is not None:
             self._handle.cancel()

@@ -81,6 +81,15 @@ def parse_url(text: str) -> WebUrl:
         text = _AMPERSAND.sub("&", text)
     if text.startswith("//"):
         text = f"http:{text}"
+    return parse_exact_url(text)
+
+
+def parse_exact_url(text: str) -> WebUrl:
+    """Parse a URL that does not come from an HTML page: ``&amp;`` stands for itself, and there is a scheme.
+
+    Raises:
+        BadUrlError: It is not a URL that HTTP can request.
+    """
     try:
         return split_url(ada_url.normalize_url(text))
     except ValueError as error:

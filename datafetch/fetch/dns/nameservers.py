@@ -341,7 +341,8 @@ async def _query_udp(resolver: aiodns.DNSResolver, name: str) -> NameAnswer | No
     except aiodns.error.DNSError as error:
         if error.args[0] != aiodns.error.ARES_ENODATA:
             raise
-        await _confirm_no_address(resolver, name)
+        # What is wrong with the other type of address is no reason not to ask for this one over TCP.
+        await _confirm_no_address(resolver, name, ("A",))
         return None
 
 
@@ -351,7 +352,7 @@ async def _query_tcp(resolver: aiodns.DNSResolver, name: str) -> NameAnswer:
         return await _addresses(resolver, name)
     except aiodns.error.DNSError as error:
         if error.args[0] == aiodns.error.ARES_ENODATA:
-            await _confirm_no_address(resolver, name)
+            await _confirm_no_address(resolver, name, _ADDRESS_TYPES)
         raise
 
 
@@ -387,8 +388,8 @@ def _preferred_family_first(addresses: Iterable[str]) -> tuple[str, ...]:
     return (*v6, *v4) if not v4 or (v6 and has_route_to(v6[0])) else (*v4, *v6)
 
 
-async def _confirm_no_address(resolver: aiodns.DNSResolver, name: str) -> None:
-    """Return if a server has said of both types of address that there are none; raise otherwise.
+async def _confirm_no_address(resolver: aiodns.DNSResolver, name: str, kinds: Iterable[str]) -> None:
+    """Return if a server has said of these types of address that there are none; raise otherwise.
 
     A lookup makes two queries, and c-ares reports the result of the later one. So "no AAAA" may hide that no server
     answered for A. What c-ares does know is in its cache, so this sends only the query whose answer is missing.
@@ -397,14 +398,14 @@ async def _confirm_no_address(resolver: aiodns.DNSResolver, name: str) -> None:
         DNSError: No server has answered for one of the types.
         NameServerError: There is an address, so the lookup lost an answer and may be repeated.
     """
-    for kind, number in _ADDRESS_TYPES.items():
+    for kind in kinds:
         try:
             result = await resolver.query_dns(name, kind)
         except aiodns.error.DNSError as error:
             if error.args[0] != aiodns.error.ARES_ENODATA:
                 raise
         else:
-            if any(record.type == number for record in result.answer):
+            if any(record.type == _ADDRESS_TYPES[kind] for record in result.answer):
                 raise NameServerError("an answer was lost")
 
 

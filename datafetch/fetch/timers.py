@@ -109,7 +109,7 @@ class Timer:
             self._handle = None
 
     def pass_to_loop(self) -> None:
-        """Leave the rest to the event loop: the second has begun."""
+        """Leave the rest to the event loop: its second has begun, or the timers are closed."""
         self._neighbours = None
         self._handle = self._timers.loop.call_at(self._when_s, self._fire)
 

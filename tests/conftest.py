@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import os
 import shutil
 import signal
 import subprocess
 import uuid
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, suppress
 from datetime import UTC, datetime
@@ -72,8 +73,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     """Deselect what the chosen set of tests leaves out, and measure coverage in a part of the others.
 
     Of the tests that rotate every n-th is taken, counted in the order in which they are written: so some cases of a
-    test that has n or more are always among them, and all of them after n commits. Modules with slow tests come first:
-    no process begins with a test of a minute when the others have nothing left to do.
+    test that has n or more are always among them, and all of them after n commits.
 
     Coverage makes a test two to three times as expensive, so it is measured in what the default set runs, always the
     same slice of it, and of slow tests that don't rotate in what they do in their own process.
@@ -87,8 +87,26 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         if item not in measured and any(map(item.get_closest_marker, _SLICES)):
             item.add_marker("no_cover")
     config.hook.pytest_deselected(items=list(set(items) - set(taken)))
-    modules = {item.path for item in taken if item.get_closest_marker("slow")}
-    items[:] = sorted(taken, key=lambda item: (item.path.name != _LONGEST, item.path not in modules))
+    items[:] = _spread(taken, int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")))
+
+
+def _spread(items: Sequence[pytest.Item], processes: int) -> list[pytest.Item]:
+    """Reorder tests so that each process begins with its share of the modules with slow ones.
+
+    Each process is given one of equal parts, runs it in order, and when it is done takes over tests from the end of
+    another's, but never the last two of it. So none has a test of a minute left when the others have nothing to do.
+    """
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    modules = sorted(slow, key=lambda path: (path.name != _LONGEST, path.name))
+    others = deque(item for item in items if item.path not in slow)
+    spread: list[pytest.Item] = []
+    for process in range(processes):
+        end = len(spread) + (len(items) - len(spread)) // (processes - process)
+        mine = modules[process::processes]
+        spread += sorted((item for item in items if item.path in mine), key=lambda item: mine.index(item.path))
+        while others and len(spread) < end:
+            spread.append(others.popleft())
+    return spread + list(others)
 
 
 def _select(items: Sequence[pytest.Item], chosen: int, *, is_default_set: bool) -> list[pytest.Item]:

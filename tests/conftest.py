@@ -1,4 +1,4 @@
-"""Fixtures of several test modules: pictures, an origin that serves them, and a loop that must not block."""
+"""Which tests run, in which order; and fixtures of several test modules: pictures, and an origin that serves them."""
 
 from __future__ import annotations
 
@@ -14,13 +14,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, suppress
 from datetime import UTC, datetime
 from pathlib import Path
+from zlib import crc32
 
 import numpy as np
 import PIL
 import pytest
 import trustme
 import uvloop
-from blockbuster import BlockBuster, blockbuster_ctx
+from blockbuster import blockbuster_ctx
 from hypothesis import settings
 from in_process import THREADS
 from PIL import Image
@@ -50,7 +51,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--default-set", action="store_true", help="leave out what is slow, and all but a slice of matrix and rotating"
     )
-    parser.addoption("--rotate", action="store_true", help="leave out all but a slice of what is slow and rotating")
+    parser.addoption("--rotate", action="store_true", help="leave out all but a slice of what is slow and also rotates")
     parser.addoption("--slice", type=int, metavar="N", help="the slice to run; by default the number of commits")
 
 
@@ -72,8 +73,8 @@ def pytest_report_header(config: pytest.Config) -> list[str]:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Deselect what the chosen set of tests leaves out, and measure coverage in a part of the others.
 
-    Of the tests that rotate every n-th is taken, counted in the order in which they are written: so some cases of a
-    test that has n or more are always among them, and all of them after n commits.
+    Of the cases of a test that rotates every n-th is taken, beginning with one that its name decides: so other tests
+    don't change which of them run, of n or more cases some always do, and in n consecutive slices all do.
 
     Coverage makes a test two to three times as expensive, so it is measured in what the default set runs, always the
     same slice of it, and of slow tests that don't rotate in what they do in their own process.
@@ -111,13 +112,14 @@ def _spread(items: Sequence[pytest.Item], processes: int) -> list[pytest.Item]:
 
 def _select(items: Sequence[pytest.Item], chosen: int, *, is_default_set: bool) -> list[pytest.Item]:
     """The tests of a set, of those that rotate one slice; any number chooses one."""
-    counts: Counter[int] = Counter()
+    counts: Counter[tuple[str, int]] = Counter()
     selected = []
     for item in items:
         slices = _slices_of(item, is_default_set=is_default_set)
-        if slices and counts[slices] % slices == chosen % slices:
+        dealt = item.nodeid.partition("[")[0], slices
+        if slices and (crc32(dealt[0].encode()) + counts[dealt]) % slices == chosen % slices:
             selected.append(item)
-        counts[slices] += 1
+        counts[dealt] += 1
     return selected
 
 
@@ -160,7 +162,7 @@ def pytest_asyncio_loop_factories(item: pytest.Item) -> Mapping[str, Callable[[]
 def _one_trusted_authority(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Trust a single authority in place of this machine's, in child processes too; it has signed nothing.
 
-    No test needs those of the machine, and reading them took 28 ms of CPU for each context, and one takes 0.6 ms.
+    No test needs the machine's own, and reading those takes 28 ms of CPU for each context, reading one 0.6 ms.
     """
     path = tmp_path_factory.mktemp("trusted") / "authority.pem"
     trustme.CA().cert_pem.write_to_path(str(path))
@@ -170,14 +172,14 @@ def _one_trusted_authority(tmp_path_factory: pytest.TempPathFactory) -> Iterator
 
 
 @pytest.fixture(autouse=True)
-def _nothing_blocks_the_loop() -> Iterator[BlockBuster]:
+def _nothing_blocks_the_loop() -> Iterator[None]:
     """Make a blocking call inside the event loop an error, in datafetch's code and in libraries that it calls."""
     with blockbuster_ctx(scanned_modules=["datafetch"]) as blockbuster:
         # Coverage takes a lock for an instant, anywhere in the code.
         blockbuster.functions["threading.Lock.acquire"].can_block_in("coverage/collector.py", {"lock_data"})
         # When nothing else is left on the loop, uvloop joins threads that are about to end.
         blockbuster.functions["threading.Lock.acquire"].can_block_in("process/event_loop.py", {"_end_remaining"})
-        yield blockbuster
+        yield
 
 
 @pytest.fixture

@@ -1,12 +1,14 @@
 """Would the tests notice? Plants 44 faults, one at a time, and runs the tests that should fail.
 
 Each fault is an edit of one or two lines in a copy of the project: an off-by-one in a bound, a swallowed error, a
-skipped fsync, a missing check. The tests of its package run first, with all marks, and if they find nothing, the
-default set. This is not a test, because it takes long; test_mutants.py checks that the faults match the current code.
+skipped fsync, a missing check. The default tests of its package run first, with slice 0, then all tests of its package,
+and if they find nothing, the whole default set. This is not a test, because it takes long; test_mutants.py checks that
+the faults match the current code.
 
     .venv/bin/python tests/mutants.py [--jobs 2] [--only WORD]
 
-Prints a line for each fault, and exits with 1 if the default set misses more than five of them, or all tests miss one.
+Prints a line for each fault, and exits with 1 if more than five of them are not known to be caught by the default set,
+or if one is caught by none of these.
 """
 
 from __future__ import annotations
@@ -429,11 +431,7 @@ def _copied_project() -> Iterator[Path]:
 
 
 def _first_failure(project: Path, arguments: Sequence[str]) -> str:
-    """Return the first test or fixture that failed; empty if none did.
-
-    Raises:
-        subprocess.TimeoutExpired: The machine is too busy to decide.
-    """
+    """Return the first test or fixture that failed; empty if none did."""
     command = [
         *(sys.executable, "-m", "pytest", "-q", "-x", "--no-header", "--slice=0"),
         "--ignore=tests/test_mutants.py",  # which fails with every fault
@@ -441,9 +439,12 @@ def _first_failure(project: Path, arguments: Sequence[str]) -> str:
     ]
     environment = {**os.environ, "PYTHONPATH": str(project), "PYTHONPYCACHEPREFIX": str(project / "pycache")}
     environment.pop("PYTHONDONTWRITEBYTECODE", None)
-    finished = subprocess.run(
-        command, cwd=project, env=environment, capture_output=True, text=True, timeout=_PATIENCE_S, check=False
-    )
+    try:
+        finished = subprocess.run(
+            command, cwd=project, env=environment, capture_output=True, text=True, timeout=_PATIENCE_S, check=False
+        )
+    except subprocess.TimeoutExpired:
+        return f"(not done after {_PATIENCE_S} s)"
     if finished.returncode in (0, 5):  # 5: there is no such test
         return ""
     failed = re.search(r"^(?:FAILED|ERROR) (.+)", finished.stdout, re.MULTILINE)
@@ -470,7 +471,7 @@ def main() -> int:
             took = f"{verdict.caught:<24} {verdict.took_s:4.0f} s"
             print(f"{took}  {fault.path}: {fault.what}\n{'':33}{verdict.test}", flush=True)  # noqa: T201 - its table
     by_default = counts[Catch.PACKAGE] + counts[Catch.DEFAULT]
-    print(f"{len(faults)} faults, {by_default} caught by the default set, {counts[Catch.NOTHING]} by nothing")  # noqa: T201
+    print(f"{len(faults)} faults, at least {by_default} caught by the default set, {counts[Catch.NOTHING]} by nothing")  # noqa: T201
     return int(counts[Catch.NOTHING] > 0 or len(faults) - by_default > _MAX_MISSED_BY_DEFAULT)
 
 

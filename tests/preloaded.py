@@ -33,7 +33,7 @@ _LENGTH = struct.Struct("<I")
 _NUMBER = struct.Struct("<i")
 _REAP = b"."
 _PATIENCE_S = 150.0
-# What the commands that tests kill do without, what is loaded by another process, and what the child loads itself.
+# Not loaded: what these commands don't use, what runs in another process, and __main__, which the child runs.
 _NOT_LOADED = ("datafetch.demo", "datafetch.verify", "datafetch.__main__", "datafetch.datasets.sources.hub_process")
 _ONE_THREAD = {"JE_ARROW_MALLOC_CONF": "background_thread:false"}  # of Arrow's jemalloc
 COVERAGE_VARIABLES = ("COVERAGE_PROCESS_CONFIG", "COVERAGE_PROCESS_START")

@@ -1,6 +1,6 @@
 """Does another state of the project leave the same files? Prepares every dataset's tiny source with two checkouts.
 
-    python tests/same_bytes.py BEFORE AFTER
+    .venv/bin/python tests/same_bytes.py BEFORE AFTER
 
 Each dataset is prepared twice from one server: with the package of BEFORE and with that of AFTER. The outputs must be
 equal to the byte, the ledgers in all columns that both have but for times and texts, and so must the JSON summaries.

@@ -141,7 +141,7 @@ def images(root: Path) -> set[str]:
 
 
 @pytest.mark.rotating
-@pytest.mark.slow  # two runs; those without these options are in the default set
+@pytest.mark.slow  # two runs
 def test_options_about_lines_apply_only_to_step_1(tmp_path: Path, authority: str) -> None:
     """Step 0 has a list with fixed keys."""
     place_source("llm-jp-pairs-step1", tmp_path, authority)

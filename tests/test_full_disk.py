@@ -128,7 +128,6 @@ LAYOUTS = {
 
 
 @pytest.mark.rotating
-@pytest.mark.timeout(300)  # dozens of runs, each a second on an idle machine
 @pytest.mark.parametrize(
     "name", [name if name == "scratch" else pytest.param(name, marks=pytest.mark.slow) for name in LAYOUTS]
 )

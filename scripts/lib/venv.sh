@@ -30,7 +30,7 @@ find_python() {
 
 # ensure_venv [EXTRAS [OPTIONS OF PIP]]: make the venv if it is missing or broken, and install the package, editable, with
 # EXTRAS such as "[test]" at the versions of constraints.txt. Does not run pip if nothing has changed since the last time.
-# The tests pass --no-compile: Python compiles a module when it is first imported, and most modules of a package never are.
+# scripts/check and scripts/test-simd pass --no-compile: Python compiles a module when it is first imported, and most modules of a package never are.
 ensure_venv() {
     local extras=${1:-} constraints=$root/constraints.txt stamp=$venv/installed python wanted
     if ! _venv_works; then

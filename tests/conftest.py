@@ -53,10 +53,27 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
     parser.addoption("--rotate", action="store_true", help="leave out all but a slice of what is slow and also rotates")
     parser.addoption("--slice", type=int, metavar="N", help="the slice to run; by default the number of commits")
+    parser.addoption(
+        "--unless-named", action="store_true", help="run what a path, -k, -m or --lf names instead, whatever its marks"
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Let the commands under test be interrupted, even if the tests are started in the background of a script."""
+    """Decide which tests to select, and check that there are files for those that are named.
+
+    The processes of xdist receive the options as they are then, and decide nothing: meanwhile there may be a commit.
+    Commands under test can be interrupted, even if the tests are started in the background of a script.
+    """
+    if not hasattr(config, "workerinput"):
+        option = config.option
+        is_by_path = config.args_source is pytest.Config.ArgsSource.ARGS
+        for name in config.args if is_by_path else ():  # xdist only says that no tests ran
+            if not (config.invocation_params.dir / name.partition("::")[0]).exists():
+                raise pytest.UsageError(f"file or directory not found: {name}")
+        if option.unless_named and (is_by_path or option.keyword or option.markexpr or option.lf):
+            option.default_set = False
+        if option.slice is None:
+            option.slice = _number_of_commits()
     if config.getoption("--default-set"):
         settings.load_profile("default set")
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -67,7 +84,7 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_report_header(config: pytest.Config) -> list[str]:
     """Print the slice, so that it can be run again."""
     is_sliced = config.getoption("--default-set") or config.getoption("--rotate")
-    return [f"--slice {_chosen_slice(config)}"] if is_sliced else []
+    return [f"--slice {config.getoption('--slice')}"] if is_sliced else []
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -82,8 +99,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     is_default_set = config.getoption("--default-set")
     if not (is_default_set or config.getoption("--rotate")):
         return
-    taken = _select(items, _chosen_slice(config), is_default_set=is_default_set)
-    measured = set(_select(items, 0, is_default_set=True))
+    taken = _select(items, config.getoption("--slice"), is_default_set=is_default_set)
+    measured = (
+        set(_select(items, 0, is_default_set=True)) if config.pluginmanager.has_plugin("pytest_cov") else set(items)
+    )
     for item in taken:
         if item not in measured and any(map(item.get_closest_marker, _SLICES)):
             item.add_marker("no_cover")
@@ -133,16 +152,13 @@ def _slices_of(item: pytest.Item, *, is_default_set: bool) -> int:
     return max([slices for mark, slices in _SLICES.items() if item.get_closest_marker(mark)], default=1)
 
 
-def _chosen_slice(config: pytest.Config) -> int:
-    chosen: int | None = config.getoption("--slice")
-    if chosen is not None:
-        return chosen
+def _number_of_commits() -> int:
     try:
         if _git("rev-parse", "--is-shallow-repository") == "false":
             return int(_git("rev-list", "--count", "HEAD"))
     except (OSError, subprocess.CalledProcessError):
         pass
-    return datetime.now(UTC).toordinal()  # without history, the slice changes daily
+    return datetime.now(UTC).toordinal()  # without history, a number that changes daily
 
 
 def _git(*arguments: str) -> str:

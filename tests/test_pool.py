@@ -325,7 +325,7 @@ async def test_closing_leaves_no_process_no_descriptor_and_no_waiting_caller(fam
     with pytest.raises(asyncio.CancelledError):
         await left_behind
     gc.collect()
-    assert psutil.Process().num_fds() == descriptors
+    assert psutil.Process().num_fds() <= descriptors  # fewer if a thread closes what an earlier test has left
 
 
 def every(step: int, moments: Sequence[int]) -> list[Any]:
@@ -627,18 +627,16 @@ asyncio.run(main())
 
 @pytest.mark.parametrize("body", [b"spin", b"sleep"])
 def test_a_killed_parent_leaves_no_process(body: bytes) -> None:
-    """Two seconds after a SIGKILL nothing is left, although a worker was busy with an image that never ends."""
+    """Soon after a SIGKILL nothing is left, although a worker was busy with an image that never ends."""
     code = PARENT.format(tests=str(Path(__file__).parent), body=body)
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as parent:
         assert parent.stdout is not None
         parent.stdout.readline()
         processes = psutil.Process(parent.pid).children(recursive=True)
         parent.kill()
-        killed_s = time.monotonic()
     assert len(processes) == 3
-    while alive(processes) and time.monotonic() < killed_s + SOON_S:
-        os.sched_yield()
-    assert not alive(processes)
+    _, left = psutil.wait_procs(processes, PATIENCE_S)
+    assert not left
 
 
 @pytest.mark.rotating

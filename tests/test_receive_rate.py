@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -22,6 +23,7 @@ from datafetch.model.outcome import Body, Failure, FailureKind
 
 RATE = 500_000
 BURST = RATE / 4  # what the cap lets through at once, besides one response
+_PATIENCE_S = 60.0
 POLICY = FetchPolicy(allow_net=LOOPBACK, max_rate_bytes_per_s=RATE, connections=16, per_host=16, retries=0)
 
 
@@ -30,6 +32,8 @@ class _Bodies(HttpServer):
 
     def __init__(self) -> None:
         self._sizes: list[int] = []
+        self.may_answer = threading.Event()
+        self.may_answer.set()
 
     @property
     def sent_bytes(self) -> int:
@@ -37,7 +41,8 @@ class _Bodies(HttpServer):
         return sum(self._sizes)
 
     def answer(self, handler: BaseHTTPRequestHandler) -> None:
-        """Send head and body at once."""
+        """Send head and body at once, as soon as answers are allowed."""
+        self.may_answer.wait(_PATIENCE_S)
         _, size, *gone = handler.path.split("/")
         status = "404 Not Found" if gone else "200 OK"
         response = f"HTTP/1.1 {status}\r\nContent-Length: {size}\r\n\r\n".encode() + bytes(int(size))
@@ -97,10 +102,12 @@ async def test_fetchers_may_share_a_cap(server: _Bodies) -> None:
 
 async def test_requests_that_are_held_back_are_not_open(server: _Bodies) -> None:
     """Statistics count what has been sent."""
+    server.may_answer.clear()
     async with Fetcher(POLICY) as fetch:
         calls = [asyncio.create_task(fetch(f"{server.url}/100")) for _ in range(16)]
-        await until(lambda: server.sent_bytes > 0)
-        assert fetch.statistics().open_requests < 16
+        await until(lambda: fetch._requester.limiter.open == 16)
+        assert 0 < fetch.statistics().open_requests < 16
+        server.may_answer.set()
         await asyncio.gather(*calls)
         assert fetch.statistics().open_requests == 0
 

@@ -43,6 +43,7 @@ _HERE = Answer(("127.0.0.1",), ttl_s=60)
 # c-ares keeps no answer whose TTL is 0, ours does for 30 s: with a clock of its own, a test sees all our queries.
 _FLEETING = Answer(("127.0.0.1",), ttl_s=0)
 _PRIVATE = Answer(("10.0.0.7",), ttl_s=0)
+_PATIENCE_S = 60.0
 _NO_SERVER = "127.0.0.1:9"  # nothing listens there: "connection refused"
 
 
@@ -62,6 +63,12 @@ def _haste(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(nameservers, "_INITIAL_TIMEOUT_S", 0.2)
     monkeypatch.setattr(nameservers, "_ROUND_PAUSE", wait_fixed(0.01))
     monkeypatch.setattr("datafetch.fetch.means._PATIENCE_AT_START_S", 0.5)
+
+
+@pytest.fixture
+def _no_haste(_haste: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wait for a server that will answer, however busy this machine is: a query that is repeated would count twice."""
+    monkeypatch.setattr(nameservers, "_INITIAL_TIMEOUT_S", _PATIENCE_S)
 
 
 @pytest.fixture
@@ -111,7 +118,7 @@ async def test_servers_that_report_failures_are_given_up_soon(answer: Answer) ->
     A server that refuses every question is none (``test_means``), so this one answers for the root zone.
     """
     with NameServer({ROOT_ZONE: NO_DATA} if answer is REFUSED else {}, otherwise=answer) as server:
-        async with asyncio.timeout(5), _resolver(server.address) as resolver:
+        async with asyncio.timeout(_PATIENCE_S), _resolver(server.address) as resolver:
             with pytest.raises(NameServerError):
                 await resolver.lookup("cat.example")
             assert resolver.statistics().failed == 1
@@ -121,7 +128,7 @@ async def test_servers_that_report_failures_are_given_up_soon(answer: Answer) ->
 @pytest.mark.both_loops
 async def test_a_missing_name_server_is_the_fault_of_this_machine() -> None:
     """A closed port says nothing about the name, and nothing is remembered of it."""
-    async with asyncio.timeout(5), _resolver(_NO_SERVER) as resolver:
+    async with asyncio.timeout(_PATIENCE_S), _resolver(_NO_SERVER) as resolver:
         with pytest.raises(ResourceError, match=f"no name server answers .{_NO_SERVER}"):
             await resolver.lookup("cat.example")
         assert (resolver.statistics().failed, resolver.statistics().cached) == (0, 0)
@@ -284,6 +291,7 @@ async def test_addresses_that_are_not_permitted_are_dropped() -> None:
             assert resolver.statistics().blocked == 1
 
 
+@pytest.mark.usefixtures("_no_haste")
 async def test_lookups_of_one_name_share_one_query() -> None:
     """Fifty concurrent lookups send one query of each type, and the fifty-first is answered from the cache."""
     with NameServer({"cat.example": _HERE}) as server:
@@ -322,11 +330,12 @@ async def test_closing_ends_lookups_in_progress() -> None:
     with NameServer(otherwise=SILENCE) as server:
         async with _resolver(server.address) as resolver:
             waiting = asyncio.create_task(resolver.lookup("cat.example"))
-            await until(lambda: server.query_count("cat.example") == 1)
+            await until(lambda: server.query_count("cat.example") >= 1)
         with pytest.raises(NameServerError, match="closed"):
             await waiting
 
 
+@pytest.mark.usefixtures("_no_haste")
 async def test_an_answer_is_cached_for_its_ttl(clock: _Clock) -> None:
     """The TTL is at least 30 s and at most an hour; then the name is queried again."""
     script = {"brief.example": _FLEETING, "long.example": Answer(("127.0.0.1",), ttl_s=10**6)}
@@ -493,6 +502,7 @@ async def test_other_servers_stand_in_for_a_dead_one(is_silent: bool) -> None:
         assert sum(dead.query_count(name) > 0 for name in names) < len(names) / 2
 
 
+@pytest.mark.usefixtures("_no_haste")
 async def test_several_servers_take_turns() -> None:
     """Each is the first choice for its share of the names; one of them has an IPv6 address in brackets."""
     names = [f"{number}.example" for number in range(30)]

@@ -32,8 +32,11 @@ find_python() {
 # EXTRAS such as "[test]" at the versions of constraints.txt. Does not run pip if nothing has changed since the last time.
 # scripts/check and scripts/test-simd pass --no-compile: Python compiles a module when it is first imported, and most modules of a package never are.
 ensure_venv() {
-    local extras=${1:-} constraints=$root/constraints.txt stamp=$venv/installed python wanted
+    local extras=${1:-} constraints=$root/constraints.txt stamp=$venv/installed python wanted lock
+    exec {lock}>"$venv.lock" # two scripts may be started at once
+    flock "$lock"
     if ! _venv_works; then
+        [[ ! -L $venv ]] || die "$venv is a link, to an environment of another folder; remove the link"
         python=$(find_python)
         echo "Making ${venv##*/} with $python" >&2
         "$python" -m venv --clear "$venv"
@@ -43,20 +46,26 @@ ensure_venv() {
     fi
     wanted="$(cat "$root/pyproject.toml" "$constraints" | sha256sum) $extras"
     # A matching prefix is enough: an install with more extras also serves those who need none.
-    [[ ! -f $stamp || $(<"$stamp") != "$wanted"* ]] || return 0
+    if [[ -f $stamp && $(<"$stamp") == "$wanted"* ]]; then
+        exec {lock}>&-
+        return
+    fi
     if compgen -G "$venv/lib/python3*/site-packages/pillow-*.post*.dist-info" >/dev/null; then
         # Keep what scripts/install-pillow-simd has installed in place of Pillow.
         constraints=$venv/constraints-without-pillow.txt
         grep -v '^pillow==' "$root/constraints.txt" >"$constraints"
     fi
+    rm -f "$stamp" # so that an installation that is killed is repeated
     echo "Installing into ${venv##*/} (takes a minute the first time)" >&2
     "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --use-pep517 "${@:2}" \
         --constraint "$constraints" --editable "$root$extras"
-    echo "$wanted" >"$stamp"
+    echo "$wanted" >"$stamp.begun"
+    mv "$stamp.begun" "$stamp"
+    exec {lock}>&-
 }
 
 # Whether the venv is complete, was made in this folder (it can't be moved), and its Python still exists.
 _venv_works() {
-    grep -qsF "$venv" "$venv/bin/activate" &&
-        "$venv/bin/python" -c 'import pip, sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null
+    [[ $(VIRTUAL_ENV='' && source "$venv/bin/activate" 2>/dev/null && echo "$VIRTUAL_ENV") == "$venv" ]] &&
+        "$venv/bin/python" -c 'import pip._internal.cli.main, sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null
 }

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, suppress
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 from zlib import crc32
 
 import numpy as np
@@ -61,24 +62,33 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     """Decide which tests to select, and check that there are files for those that are named.
 
-    The processes of xdist receive the options as they are then, and decide nothing: meanwhile there may be a commit.
-    Commands under test can be interrupted, even if the tests are started in the background of a script.
+    The processes of xdist decide nothing: there may be a commit before they begin. Commands under test can be
+    interrupted, even if the tests are started in the background of a script.
     """
-    if not hasattr(config, "workerinput"):
-        option = config.option
+    option = config.option
+    if hasattr(config, "workerinput"):
+        option.default_set, option.slice = config.workerinput["selection"]
+    else:
         is_by_path = config.args_source is pytest.Config.ArgsSource.ARGS
-        for name in config.args if is_by_path else ():  # xdist only says that no tests ran
+        for name in config.args if is_by_path else ():  # xdist would only say that no tests ran
             if not (config.invocation_params.dir / name.partition("::")[0]).exists():
                 raise pytest.UsageError(f"file or directory not found: {name}")
-        if option.unless_named and (is_by_path or option.keyword or option.markexpr or option.lf):
+        is_of_failed = config.getoption("lf", False) and config.cache.get("cache/lastfailed", {})
+        if option.unless_named and (is_by_path or option.keyword or option.markexpr or is_of_failed):
             option.default_set = False
         if option.slice is None:
             option.slice = _number_of_commits()
-    if config.getoption("--default-set"):
+    if option.default_set:
         settings.load_profile("default set")
     for number in (signal.SIGINT, signal.SIGTERM):
         if signal.getsignal(number) is signal.SIG_IGN:  # which child processes would inherit
             signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: Any) -> None:
+    """Tell a process of xdist what was decided."""
+    node.workerinput["selection"] = node.config.option.default_set, node.config.option.slice
 
 
 def pytest_report_header(config: pytest.Config) -> list[str]:

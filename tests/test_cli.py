@@ -524,6 +524,15 @@ def test_help_and_errors_load_no_heavy_modules() -> None:
         assert not {"aiohttp", "asyncio", "numpy", "PIL", "pyarrow", "rich.console"} & set(loaded.split())
 
 
+@pytest.mark.rotating
+def test_a_run_loads_no_aiohttp() -> None:
+    """It takes a tenth of a second to load, and is needed only where a site sets cookies."""
+    ask = "import datafetch.engine.runner, datafetch.cli.commands.prepare, sys; print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", ask], check=True, capture_output=True, text=True).stdout
+    assert "datafetch.fetch.cookies" in loaded.split()
+    assert not {"aiohttp", "yarl"} & set(loaded.split())
+
+
 def test_the_list_of_commands_agrees_with_their_help(capfd: pytest.CaptureFixture[str]) -> None:
     """Each command's line is the beginning of its own help, and every command has a line."""
     assert main(["--help"]) == 0

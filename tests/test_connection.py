@@ -12,7 +12,6 @@ from ipaddress import ip_network
 from typing import cast
 
 import pytest
-from aiohttp import ClientError
 from test_response_parser import answer_of
 
 from datafetch.demo.behaviours import BEHAVIOURS
@@ -76,14 +75,14 @@ async def _outcome(pieces: Sequence[bytes]) -> tuple[object, object, bool]:
 async def _take(protocol: ResponseProtocol) -> tuple[object, object]:
     try:
         head = await protocol.read_head()
-    except (ClientError, OSError, ProtocolError, FramingTooLargeError) as error:
+    except (OSError, ProtocolError, FramingTooLargeError) as error:
         return type(error), None
     assert protocol.body is not None
     try:
         while not protocol.body.is_complete:
             await protocol.body.wait(protocol.body.size_bytes)
         return head, protocol.body.content()
-    except (ClientError, OSError, ProtocolError, FramingTooLargeError) as error:
+    except (OSError, ProtocolError, FramingTooLargeError) as error:
         return head, type(error)
 
 
@@ -156,7 +155,7 @@ async def test_data_that_arrives_before_a_request_is_not_its_response(unasked: b
         ours.peer.sendall(unasked)
         ours.peer.shutdown(socket.SHUT_WR)
         assert ours.connections.take_idle(ours.endpoint) is None
-        await ours.connection.protocol.closed
+        await ours.connection.protocol.wait_closed()
 
 
 @pytest.mark.both_loops

@@ -8,7 +8,6 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
-import aiohttp
 import pytest
 from conftest import LOOPBACK, until
 
@@ -17,6 +16,7 @@ from datafetch.errors import ConfigurationError, ResourceError
 from datafetch.fetch import Fetcher, FetchPolicy
 from datafetch.fetch.classify import SocketsExhaustedError, classify
 from datafetch.fetch.concurrency import affordable_connections
+from datafetch.fetch.connection import ConnectionLostError
 from datafetch.fetch.happy_eyeballs import connect_to_first
 from datafetch.model.outcome import Body, Failure, FailureKind
 
@@ -256,7 +256,7 @@ async def test_long_headers_are_accepted() -> None:
             assert isinstance(await fetch(f"http://127.0.0.1:{port}/"), Body)
 
 
-@pytest.mark.parametrize("error", [OSError(24, "Too many open files"), aiohttp.ClientOSError(24, "Too many")])
+@pytest.mark.parametrize("error", [OSError(24, "Too many open files"), ConnectionLostError(24, "Too many")])
 def test_running_out_of_descriptors_is_not_a_failure(error: OSError) -> None:
     """An exception is raised for it, in whichever form it occurs."""
     with pytest.raises(ResourceError, match="ulimit"):

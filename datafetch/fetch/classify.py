@@ -6,9 +6,8 @@ import errno
 import os
 from collections.abc import Mapping
 
-import aiohttp
-
 from datafetch.errors import ResourceError
+from datafetch.fetch.connection import ConnectionLostError
 from datafetch.fetch.connections import NoConnectionError, TlsError
 from datafetch.fetch.content_encoding import CodingError
 from datafetch.fetch.dns.address_guard import BlockedAddressError
@@ -19,7 +18,7 @@ from datafetch.fetch.response_head import ProtocolError
 from datafetch.fetch.urls import BadUrlError
 from datafetch.model.outcome import Failure, FailureKind
 
-WEB_FAULTS = (aiohttp.ClientError, OSError, BadUrlError, CodingError, FramingTooLargeError, ProtocolError)
+WEB_FAULTS = (OSError, BadUrlError, CodingError, FramingTooLargeError, ProtocolError)
 """The exceptions by which faults of the web are raised."""
 
 # EADDRNOTAVAIL is not among them: a machine without IPv6 reports it for every IPv6 address.
@@ -37,6 +36,7 @@ _OURS: Mapping[type[Exception], FailureKind] = {
     ProtocolError: FailureKind.DISCONNECTED,
     TlsError: FailureKind.TLS,
     NoConnectionError: FailureKind.CONNECT,
+    ConnectionLostError: FailureKind.DISCONNECTED,
 }
 """Exceptions of this package; their messages say enough without the name of the class."""
 
@@ -44,7 +44,6 @@ _OURS: Mapping[type[Exception], FailureKind] = {
 _KINDS: Mapping[type[Exception], FailureKind] = {
     **_OURS,
     TimeoutError: FailureKind.TIMEOUT,
-    aiohttp.ClientError: FailureKind.DISCONNECTED,
     OSError: FailureKind.DISCONNECTED,
 }
 _WORDS: Mapping[type[Exception], str] = {TimeoutError: "the deadline passed before the last byte"}
@@ -55,7 +54,7 @@ class SocketsExhaustedError(ResourceError):
 
 
 def classify(error: Exception) -> Failure:
-    """Make a failure of an exception that aiohttp, the operating system or this package raised.
+    """Make a failure of an exception that the operating system or this package raised.
 
     Args:
         error: One of ``WEB_FAULTS``, as raised by a request.

@@ -11,9 +11,7 @@ from __future__ import annotations
 from contextlib import suppress
 from typing import NamedTuple
 
-from aiohttp import ClientOSError, ServerDisconnectedError
-
-from datafetch.fetch.connection import Connection, Endpoint
+from datafetch.fetch.connection import Connection, ConnectionLostError, Endpoint
 from datafetch.fetch.connections import Connections
 from datafetch.fetch.headers import Headers
 from datafetch.fetch.hop import Hop
@@ -68,8 +66,8 @@ class Client:
             proxy: The proxy to go through.
 
         Raises:
-            Exception: What ``Connections.connect`` raises, and aiohttp's exceptions for what comes through a
-                connection.
+            OSError: What ``Connections.connect`` and ``ResponseProtocol.read_head`` raise.
+            ProtocolError: What arrives is no HTTP response.
         """
         endpoint = Endpoint.of(hop.url, proxy)
         request = self._writer.request(hop, proxy)
@@ -77,7 +75,7 @@ class Client:
         connection = self._connections.take_idle(endpoint)
         if connection is not None:
             permitted |= connection.permitted
-            with suppress(ServerDisconnectedError, ClientOSError, ProtocolError):
+            with suppress(ConnectionLostError, ProtocolError):
                 return await self._exchange(connection, request, hop)
         connection = await self._connections.connect(endpoint, permitted)
         permitted |= connection.permitted

@@ -18,8 +18,6 @@ from collections.abc import Awaitable
 from dataclasses import dataclass, field
 from typing import NamedTuple, cast
 
-from aiohttp import ClientOSError, ClientPayloadError, ServerDisconnectedError
-
 from datafetch.fetch.receive_rate import Transfer
 from datafetch.fetch.received_body import ReceivedBody
 from datafetch.fetch.response_body import FramingTooLargeError, IncompleteBodyError
@@ -28,6 +26,10 @@ from datafetch.fetch.response_parser import ResponseParser
 from datafetch.fetch.timers import Timer, Timers
 from datafetch.fetch.urls import WebUrl
 from datafetch.model.outcome import Permission
+
+
+class ConnectionLostError(OSError):
+    """The connection ended before the response did."""
 
 
 class ResponseProtocol(asyncio.Protocol):
@@ -39,14 +41,13 @@ class ResponseProtocol(asyncio.Protocol):
     Attributes:
         body: The body of the current response; None until its head has arrived.
         transport: The transport that requests are written to; None once the connection has ended.
-        closed: Is done once the connection has ended.
     """
 
     def __init__(self, timers: Timers) -> None:
         loop = timers.loop
         self.body: ReceivedBody | None = None
         self.transport: asyncio.Transport | None = None
-        self.closed = loop.create_future()
+        self._closed: asyncio.Future[None] | None = None
         self._loop = loop
         self._socket: asyncio.Transport | None = None
         self._parser: ResponseParser | None = None
@@ -84,8 +85,7 @@ class ResponseProtocol(asyncio.Protocol):
         """Return what to await for the head of the response: a future, which costs less than a coroutine.
 
         Raises:
-            ServerDisconnectedError: The server closed the connection before the head was complete.
-            ClientOSError: The connection was reset before the head was complete.
+            ConnectionLostError: The connection ended before the head was complete.
             TimeoutError: The server is silent.
             ProtocolError: What arrives is no HTTP response.
         """
@@ -96,6 +96,14 @@ class ResponseProtocol(asyncio.Protocol):
         """Expect nothing any more, and drop the references to the response, which form a cycle with this object."""
         self._timer.cancel()
         self._parser = self._head = self.body = self._transfer = None
+
+    def wait_closed(self) -> Awaitable[None]:
+        """Return what to await for the end of the connection."""
+        if self._closed is None:
+            self._closed = self._loop.create_future()
+            if self._socket is None:
+                self._closed.set_result(None)
+        return self._closed
 
     def use_tls(self, transport: asyncio.Transport) -> None:
         """Write to a TLS transport from now on, which lies on top of the connection."""
@@ -139,20 +147,21 @@ class ResponseProtocol(asyncio.Protocol):
         self._timer.cancel()
         parser = self._parser
         if parser is not None and not parser.is_complete:
-            if parser.head is None:
-                reason = str(exc) if exc else "Server disconnected"
-                self._fail(ServerDisconnectedError(reason) if exc is None else ClientOSError(*exc.args))
-            elif exc is not None:
-                self._fail(ClientPayloadError(f"the connection was lost: {exc}"))
+            if exc is not None:
+                lost = ConnectionLostError(f"the connection was lost: {exc}")
+                lost.errno = getattr(exc, "errno", None)
+                self._fail(lost)
+            elif parser.head is None:
+                self._fail(ConnectionLostError("the server closed the connection without an answer"))
             else:
                 try:
                     parser.feed_eof()
                 except IncompleteBodyError as error:
-                    self._fail(ClientPayloadError(str(error)))
+                    self._fail(error)
                 else:
                     self._finish_body()
-        if not self.closed.done():
-            self.closed.set_result(None)
+        if self._closed is not None and not self._closed.done():
+            self._closed.set_result(None)
 
     def _pause_reading(self) -> None:
         """Stop reading from the socket, so that flow control holds the server back."""

@@ -19,9 +19,7 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from http import HTTPStatus
 
-from aiohttp import ClientError
-
-from datafetch.fetch.connection import Connection, Endpoint, ResponseProtocol
+from datafetch.fetch.connection import Connection, ConnectionLostError, Endpoint, ResponseProtocol
 from datafetch.fetch.dns.resolver import Resolver
 from datafetch.fetch.happy_eyeballs import connect_to_first
 from datafetch.fetch.means import LATELY_S
@@ -140,7 +138,7 @@ class Connections:
     async def close(self) -> None:
         """Close all idle connections, and wait until that is done."""
         self._is_closed = True
-        closing = [connection.protocol.closed for connection in self._idle]
+        closing = [connection.protocol.wait_closed() for connection in self._idle]
         self.drop_idle()
         if self._timer is not None:
             self._timer.cancel()
@@ -203,7 +201,7 @@ class Connections:
                 return await self._tunnel(to_proxy, tls) if endpoint.is_tls else to_proxy
         except TimeoutError as error:
             raise ConnectTimeoutError(f"no connection within {self._policy.connect_timeout_s:g} s") from error
-        except (ClientError, ProtocolError) as error:
+        except (ConnectionLostError, ProtocolError) as error:
             raise NoConnectionError(f"proxy: {error}") from error
         except (ProxyLoginError, _SessionError):
             raise

@@ -32,7 +32,7 @@ from datafetch.fetch.memory import BodyBudget, Reservation
 from datafetch.fetch.pauses import Pauses
 from datafetch.fetch.policy import FetchPolicy
 from datafetch.fetch.receive_rate import ReceiveRate
-from datafetch.fetch.requester import Requester
+from datafetch.fetch.requester import THROTTLED, Requester
 from datafetch.fetch.statistics import FetchStatistics
 from datafetch.fetch.urls import BadUrlError, WebUrl, parse_url, split_url
 from datafetch.fetch.waiting import find_waiting
@@ -273,8 +273,9 @@ class Fetcher:
     def _is_worth_a_retry(self, fetched: Fetched) -> bool:
         if not isinstance(fetched, Failure) or not fetched.may_pass or fetched.kind in _RETRIED_ELSEWHERE:
             return False
-        is_throttled = fetched.status in (HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE)
-        return not is_throttled or self._requester.hosts.may_wait_for(split_url(fetched.final_url).authority)
+        return fetched.status not in THROTTLED or self._requester.hosts.may_wait_for(
+            split_url(fetched.final_url).authority
+        )
 
     async def _attempt(self, call: _Call) -> Fetched:
         """Make one attempt, redirects included."""

@@ -54,7 +54,8 @@ from datafetch.model.outcome import Failure, FailureKind, Fetched
 
 _UNREACHABLE = frozenset({errno.ENETUNREACH, errno.ENETDOWN, errno.EHOSTUNREACH})
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
-_THROTTLED = frozenset({HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE})
+THROTTLED = frozenset({HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE})
+"""The statuses with which a host may ask for a pause."""
 
 _MAX_ATTEMPTS_WITHOUT_SOCKETS = 60  # about a minute; if no descriptor is freed in that time, something else holds them
 
@@ -302,7 +303,7 @@ class Requester:
     async def _read(self, hop: Hop, response: Response) -> Fetched | WebUrl:
         location = first_value(response.headers, "location") if response.status in _REDIRECTS else ""
         if location:
-            hop.cookies.store(response.headers, hop.url)
+            await hop.cookies.store(response.headers, hop.url)
             is_range = hop.request.byte_range is not None
             # Credentials are for the URL that the operator gave, and an archive may redirect to a third party's store.
             return join_url(hop.url.without_login() if is_range else hop.url, location)
@@ -365,7 +366,7 @@ def _report_fault(slot: HostSlot, fault: _Fault, *, has_proxy: bool) -> None:
 
 
 def _report_to_host(slot: HostSlot, response: Response) -> None:
-    if response.status not in _THROTTLED:
+    if response.status not in THROTTLED:
         slot.answered()
         return
     pause_s = retry_after_s(response.headers)

@@ -2,18 +2,21 @@
 
 Theory of operation. A request has up to three limits at once: for its attempt, for connecting, and for silence. Each is
 set and cancelled within a second and lies tens of seconds ahead, where a timer of the event loop costs far more than a
-set that it is put into and taken out of. So there is a set for each second in which limits end. When a second begins,
-the timers that are left in its set, and any that are started for a time within it, become timers of the event loop. So
-they end as exactly as those do. One more timer of the loop opens the next second, as long as there is any set.
+set that it is put into and taken out of. So all timers that lie ahead are in one set, and a sweep looks through it once
+a second. Those that end before the next sweep become timers of the event loop, as do any that are started for a time
+before it. So they end as exactly as those do. There are no sweeps while the set is empty.
 """
 
 from __future__ import annotations
 
 import asyncio
-import sys
+import math
 from collections.abc import Callable
 from types import TracebackType
 from typing import Self
+
+_SWEEP_INTERVAL_S = 1.0
+_MARGIN_S = 0.25  # by which a sweep may be late
 
 
 class Timers:
@@ -21,44 +24,40 @@ class Timers:
 
     Attributes:
         loop: The event loop.
-        by_second: The timers whose second has not begun, by that second of the loop's clock.
-        opened_second: The last second whose timers were handed to the loop.
+        ahead: The timers that are not the loop's; ``sweep`` is called when the first is added.
+        swept_until_s: Timers for a time before this are the loop's, by its clock.
+        is_sweeping: Whether another sweep will come.
     """
 
     def __init__(self) -> None:
         self.loop = asyncio.get_running_loop()
-        self.by_second: dict[int, set[Timer]] = {}
-        self.opened_second = -1
-        self._opening: asyncio.TimerHandle | None = None
+        self.ahead: set[Timer] = set()
+        self.swept_until_s = -math.inf
+        self.is_sweeping = False
+        self._next_sweep: asyncio.TimerHandle | None = None
 
     def close(self) -> None:
-        """Hand all timers to the loop, now and from now on: no timer of this object is left to open a second.
+        """Hand all timers to the loop, now and from now on: nothing of this object is left on the loop.
 
         What is still in progress keeps its time limits.
         """
-        if self._opening is not None:
-            self._opening.cancel()
-        self.opened_second = sys.maxsize
-        while self.by_second:
-            for timer in self.by_second.popitem()[1]:
-                timer.pass_to_loop()
+        if self._next_sweep is not None:
+            self._next_sweep.cancel()
+        self._pass_to_loop(math.inf)
 
-    def add(self, timer: Timer, second: int) -> set[Timer]:
-        """Add a timer to the set of a second that no timer has been started for, and return that set."""
-        timers = self.by_second[second] = {timer}
-        if self._opening is None:
-            self.opened_second = int(self.loop.time())
-            self._opening = self.loop.call_at(self.opened_second + 1, self._open)
-        return timers
+    def sweep(self) -> None:
+        """Hand the timers that end before the next sweep to the loop, and call it for that."""
+        now_s = self.loop.time()
+        self._pass_to_loop(now_s + _SWEEP_INTERVAL_S + _MARGIN_S)
+        self.is_sweeping = bool(self.ahead)
+        if self.is_sweeping:
+            self._next_sweep = self.loop.call_at(now_s + _SWEEP_INTERVAL_S, self.sweep)
 
-    def _open(self) -> None:
-        """Hand the timers of the seconds that have begun to the event loop."""
-        begun = max(int(self.loop.time()), self.opened_second + 1)  # the loop's clock may be a millisecond early
-        for second in range(self.opened_second + 1, begun + 1):
-            for timer in self.by_second.pop(second, ()):
-                timer.pass_to_loop()
-        self.opened_second = begun
-        self._opening = self.loop.call_at(begun + 1, self._open) if self.by_second else None
+    def _pass_to_loop(self, until_s: float) -> None:
+        self.swept_until_s = until_s
+        for timer in [timer for timer in self.ahead if timer.when_s <= until_s]:
+            self.ahead.remove(timer)
+            timer.pass_to_loop()
 
 
 class Timer:
@@ -68,50 +67,47 @@ class Timer:
 
     Args:
         timers: Those of the event loop.
+
+    Attributes:
+        when_s: The time that was set last, by the event loop's clock.
     """
 
-    __slots__ = ("_callback", "_handle", "_neighbours", "_timers", "_when_s")
+    __slots__ = ("_callback", "_handle", "_timers", "when_s")
 
     def __init__(self, timers: Timers) -> None:
+        self.when_s = 0.0
         self._timers = timers
         self._callback: Callable[[], object] | None = None
-        self._when_s = 0.0
-        self._neighbours: set[Timer] | None = None
         self._handle: asyncio.TimerHandle | None = None
 
     def start(self, when_s: float, callback: Callable[[], object]) -> None:
         """Call a function at a time of the event loop's clock, and none at the time that was set before."""
         if self._callback is not None:
             self.cancel()
-        self._when_s = when_s
+        self.when_s = when_s
         self._callback = callback
-        timers, second = self._timers, int(when_s)
-        if second <= timers.opened_second or second <= timers.loop.time():
+        timers = self._timers
+        if when_s <= timers.swept_until_s:
             self.pass_to_loop()
-        elif (neighbours := timers.by_second.get(second)) is not None:
-            neighbours.add(self)
-            self._neighbours = neighbours
-        else:
-            self._neighbours = timers.add(self, second)
+            return
+        timers.ahead.add(self)
+        if not timers.is_sweeping:
+            timers.sweep()
 
     def cancel(self) -> None:
         """Call nothing, whether a time was set or not."""
         if self._callback is None:
             return
         self._callback = None
-        if self._neighbours is not None:
-            self._neighbours.discard(self)
-            if not self._neighbours:  # a set does not shrink, and limits may lie hours ahead
-                del self._timers.by_second[int(self._when_s)]
-            self._neighbours = None
-        elif self._handle is not None:
+        if self._handle is None:
+            self._timers.ahead.discard(self)
+        else:
             self._handle.cancel()
             self._handle = None
 
     def pass_to_loop(self) -> None:
-        """Leave the rest to the event loop: its second has begun, or the timers are closed."""
-        self._neighbours = None
-        self._handle = self._timers.loop.call_at(self._when_s, self._fire)
+        """Leave the rest to the event loop: its time is near, or the timers are closed."""
+        self._handle = self._timers.loop.call_at(self.when_s, self._fire)
 
     def _fire(self) -> None:
         self._handle = None

@@ -30,12 +30,15 @@ find_python() {
 
 # ensure_venv [EXTRAS [OPTIONS OF PIP]]: make the venv if it is missing or broken, and install the package, editable, with
 # EXTRAS such as "[test]" at the versions of constraints.txt. Does not run pip if nothing has changed since the last time.
-# scripts/check and scripts/test-simd pass --no-compile: Python compiles a module when it is first imported, and most modules of a package never are.
+# scripts/check and scripts/test-simd pass --no-compile: Python compiles a module when it is first imported, and most
+# modules of a package never are.
 ensure_venv() {
     local extras=${1:-} constraints=$root/constraints.txt stamp=$venv/installed python wanted lock
+    wanted="$(cat "$root/pyproject.toml" "$constraints" | sha256sum) $extras"
+    ! { _venv_works && _is_installed "$wanted"; } || return 0
     exec {lock}>"$venv.lock" # two scripts may be started at once
     flock "$lock"
-    if ! _venv_works; then
+    if ! _venv_works || ! "$venv/bin/python" -c 'import pip._internal.cli.main' 2>/dev/null; then
         [[ ! -L $venv ]] || die "$venv is a link, to an environment of another folder; remove the link"
         python=$(find_python)
         echo "Making ${venv##*/} with $python" >&2
@@ -44,28 +47,30 @@ ensure_venv() {
         # Where it can't be had, installing only takes longer.
         "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --upgrade pip 2>/dev/null || true
     fi
-    wanted="$(cat "$root/pyproject.toml" "$constraints" | sha256sum) $extras"
-    # A matching prefix is enough: an install with more extras also serves those who need none.
-    if [[ -f $stamp && $(<"$stamp") == "$wanted"* ]]; then
-        exec {lock}>&-
-        return
+    if ! _is_installed "$wanted"; then
+        rm -f "$stamp" # so that an installation that is killed is repeated
+        if compgen -G "$venv/lib/python3*/site-packages/pillow-*.post*.dist-info" >/dev/null; then
+            # Keep what scripts/install-pillow-simd has installed in place of Pillow.
+            constraints=$venv/constraints-without-pillow.txt
+            grep -v '^pillow==' "$root/constraints.txt" >"$constraints"
+        fi
+        echo "Installing into ${venv##*/} (takes a minute the first time)" >&2
+        "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --use-pep517 "${@:2}" \
+            --constraint "$constraints" --editable "$root$extras"
+        echo "$wanted" >"$stamp.begun"
+        mv "$stamp.begun" "$stamp"
     fi
-    if compgen -G "$venv/lib/python3*/site-packages/pillow-*.post*.dist-info" >/dev/null; then
-        # Keep what scripts/install-pillow-simd has installed in place of Pillow.
-        constraints=$venv/constraints-without-pillow.txt
-        grep -v '^pillow==' "$root/constraints.txt" >"$constraints"
-    fi
-    rm -f "$stamp" # so that an installation that is killed is repeated
-    echo "Installing into ${venv##*/} (takes a minute the first time)" >&2
-    "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --use-pep517 "${@:2}" \
-        --constraint "$constraints" --editable "$root$extras"
-    echo "$wanted" >"$stamp.begun"
-    mv "$stamp.begun" "$stamp"
     exec {lock}>&-
+}
+
+# _is_installed WANTED: whether that is what was installed last, or a part of it: an install with more extras also serves
+# those who need none.
+_is_installed() {
+    [[ -f $venv/installed && $(<"$venv/installed") == "$1"* ]]
 }
 
 # Whether the venv is complete, was made in this folder (it can't be moved), and its Python still exists.
 _venv_works() {
     [[ $(VIRTUAL_ENV='' && source "$venv/bin/activate" 2>/dev/null && echo "$VIRTUAL_ENV") == "$venv" ]] &&
-        "$venv/bin/python" -c 'import pip._internal.cli.main, sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null
+        "$venv/bin/python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null
 }

@@ -142,7 +142,6 @@ def test_an_output_that_cannot_be_written_stops_the_run(layout: OutputLayout) ->
     assert layout.spool("part-00000").exists()
 
 
-@pytest.mark.rotating
 def test_publishing_can_be_killed_anywhere(tmp_path: Path) -> None:
     """Killed before any file operation, it is completed by the next process; until then no count is that of other rows.
 

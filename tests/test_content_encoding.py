@@ -83,7 +83,6 @@ def test_deflate_may_have_any_window(window_bits: int) -> None:
     assert decode(coder.compress(PICTURE) + coder.flush(), ["deflate"], CAP_BYTES) == PICTURE
 
 
-@pytest.mark.rotating
 @pytest.mark.parametrize("coding", CODERS)
 def test_the_memory_of_a_bomb_is_bounded(coding: str) -> None:
     """However large the result would be, memory holds at most a few times the bound."""

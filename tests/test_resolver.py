@@ -111,9 +111,10 @@ async def test_each_answer_has_its_kind(answer: Answer, kind: FailureKind) -> No
     assert fetched.may_pass == (kind in {FailureKind.DNS_FAILED, FailureKind.CONNECT})
 
 
+@pytest.mark.usefixtures("_no_haste")
 @pytest.mark.parametrize("answer", [SERVFAIL, REFUSED])
 async def test_servers_that_report_failures_are_given_up_soon(answer: Answer) -> None:
-    """They are queried again in every try and round, but that does not take as long as with a silent server.
+    """They are queried again in every try and round, without the time that one try waits for a silent server.
 
     A server that refuses every question is none (``test_means``), so this one answers for the root zone.
     """
@@ -125,6 +126,7 @@ async def test_servers_that_report_failures_are_given_up_soon(answer: Answer) ->
             assert server.query_count("cat.example") > resolver.statistics().rounds > 1
 
 
+@pytest.mark.usefixtures("_no_haste")
 @pytest.mark.both_loops
 async def test_a_missing_name_server_is_the_fault_of_this_machine() -> None:
     """A closed port says nothing about the name, and nothing is remembered of it."""

@@ -27,10 +27,10 @@ from datafetch.model.wording import command_that_made
 from datafetch.output.formats import ROWS_SUFFIX, ImageFilesFormat, PickleFormat
 from datafetch.output.reshard.ranks import BATCH, GROUP, WORLD_SIZE
 from datafetch.output.training_list import list_name_of
+from datafetch.process.cpus import available_cpus
 from datafetch.process.event_loop import run_to_end
 from datafetch.store.layout import SUFFIX, OutputLayout
 from datafetch.transcode import MAX_PROCESSES, Encoding, ImageSpec, Transcoder
-from datafetch.transcode.pool.pool import available_cpus
 from datafetch.verify.findings import MAX_KEPT_PROBLEMS, Examination, Findings, Problem, VerifyProgress, batched
 from datafetch.verify.image_folder import ImageFolder
 from datafetch.verify.images import ImageDecoder

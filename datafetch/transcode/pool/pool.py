@@ -23,7 +23,6 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
-import os
 import signal
 from collections import deque
 from collections.abc import Coroutine, Sequence
@@ -34,11 +33,13 @@ from typing import Self
 from datafetch.errors import ResourceError
 from datafetch.model.outcome import Body, Failure, FailureKind, Fetched, Outcome
 from datafetch.model.untrusted import short_repr
+from datafetch.process.child import signal_name
+from datafetch.process.cpus import available_cpus
 from datafetch.transcode.pool.protocol import Codec
 from datafetch.transcode.pool.quarantine import Quarantine
 from datafetch.transcode.pool.sandbox import missing_protections
 from datafetch.transcode.pool.shared_buffer import USUAL_BYTES
-from datafetch.transcode.pool.spawner import UNKNOWN_STATUS, Spawner, signal_name
+from datafetch.transcode.pool.spawner import UNKNOWN_STATUS, Spawner
 from datafetch.transcode.pool.worker import OUT_OF_MEMORY_STATUS, WALL_CLOCK_FACTOR
 from datafetch.transcode.pool.worker_handle import Cause, PendingImage, WorkerHandle
 from datafetch.transcode.spec import ImageSpec
@@ -58,11 +59,6 @@ MAX_BODY_BYTES = 2**32 - 1  # a request stores lengths as u32
 _log = logging.getLogger(__name__)
 MAX_PROCESSES = 1024
 """More than any machine has CPUs; each process takes 60 MB."""
-
-
-def available_cpus() -> int:
-    """Return how many CPUs this process may use."""
-    return len(os.sched_getaffinity(0))
 
 
 class Transcoder:

@@ -171,6 +171,7 @@ _WHAT_TO_DO = {
     "a byte range needs": "correct the numbers: the first byte, and the one behind the last",
     "if_range needs a byte_range": "give both, or none",
     "the process that writes shards ended with status": "a bug: report it with the traceback; the same command may be run again",
+    "a worker process ended with status": "a bug: report it with the traceback; the same command may be run again",
 }
 """What to do, by a part of the messages that do not say it themselves."""
 _SAYS_WHAT_TO_DO = re.compile(

@@ -64,6 +64,7 @@ def write_heartbeat(layout: OutputLayout, **numbers: object) -> None:
                 "resharding": None,
                 "waiting": None,
                 "transcoding": 0,
+                "workers": (),
                 "elapsed_s": 83.0,
                 "open_requests": 500,
                 "connections": 512,

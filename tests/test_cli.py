@@ -28,7 +28,7 @@ from datafetch.demo.manifest import CoyoSource, write_coyo_source
 from datafetch.demo.origin import Origin
 from datafetch.engine.job import Job
 from datafetch.engine.permissions import PERMITTING_OPTIONS, Permitted
-from datafetch.engine.pipeline import TASKS_PER_CONNECTION
+from datafetch.engine.sample_tasks import TASKS_PER_CONNECTION
 from datafetch.errors import ConfigurationError
 from datafetch.fetch import FetchPolicy, OptOut
 from datafetch.model.advice import ADVICE

@@ -28,7 +28,7 @@ from datafetch.datasets import find_dataset
 from datafetch.datasets.mmc4 import Mmc4CoreOptions
 from datafetch.demo.origin import Origin
 from datafetch.engine import dedup
-from datafetch.engine.dedup import UrlDeduplicator
+from datafetch.engine.dedup import OwnUrl, ReadableSpools, UrlTable
 from datafetch.engine.feed import Feed
 from datafetch.engine.job import hash_of, read_job
 from datafetch.errors import ConfigurationError, ManifestError
@@ -445,27 +445,33 @@ def test_a_cancelled_request_is_taken_over_by_the_next_task(job: Job, web: Web, 
     assert [row["n"] for row in read_rows(job)] == [1]
 
 
+def make_url(url: str, table: UrlTable, spools: ReadableSpools) -> OwnUrl:
+    """Return a URL with its lock and result in this process."""
+    return OwnUrl(url, table, spools, spools.read)
+
+
 async def test_the_deduplicator_forgets_the_oldest_urls_and_closed_spools(tmp_path: Path) -> None:
     """It finds the newest ``max_urls`` results, except those of hosts that were down and of spools not retained."""
     sample = make_sample(0, images=1)
-    deduplicator = UrlDeduplicator(max_urls=8, max_retained_bytes=0)
+    table, spools = UrlTable(max_urls=8), ReadableSpools(max_retained_bytes=0)
+    urls = [make_url(f"http://e.org/{number}", table, spools) for number in range(41)]
     spool = await Spool.open(tmp_path / "x.spool")
 
     def result_of(number: int) -> ImageResult:
         return make_result(replace(sample, urls=(f"http://e.org/{number}",)), 0, make_outcome(0))
 
     for number in range(35):
-        deduplicator.record(result_of(number), spool, await spool.append(result_of(number)))
-    known = [number for number in range(35) if await deduplicator.lookup(f"http://e.org/{number}") is not None]
+        urls[number].record(result_of(number), spool, await spool.append(result_of(number)))
+    known = [number for number in range(35) if await urls[number].lookup() is not None]
     assert known == list(range(27, 35))
-    assert (await deduplicator.lookup("http://e.org/30")) == result_of(30)
+    assert await urls[30].lookup() == result_of(30)
     down = replace(result_of(40), line=replace(result_of(40).line, outcome="host_down"))
-    deduplicator.record(down, spool, await spool.append(down))
-    assert await deduplicator.lookup("http://e.org/40") is None
-    await deduplicator.retain(spool)
+    urls[40].record(down, spool, await spool.append(down))
+    assert await urls[40].lookup() is None
+    await spools.retain(spool)
     await spool.close()
-    assert await deduplicator.lookup("http://e.org/30") is None
-    deduplicator.close()
+    assert await urls[30].lookup() is None
+    spools.close()
 
 
 async def test_the_deduplicator_tells_urls_with_the_same_hash_apart(
@@ -476,33 +482,34 @@ async def test_the_deduplicator_tells_urls_with_the_same_hash_apart(
     deduplicator = dedup.UrlDeduplicator()
     spool = await Spool.open(tmp_path / "x.spool")
     known = make_result(replace(make_sample(0, images=1), urls=("http://e.org/1",)), 0, make_outcome(0))
-    deduplicator.record(known, spool, await spool.append(known))
-    assert await deduplicator.lookup("http://e.org/1") == known
-    assert await deduplicator.lookup("http://e.org/2") is None
+    deduplicator.lock("http://e.org/1").record(known, spool, await spool.append(known))
+    assert await deduplicator.lock("http://e.org/1").lookup() == known
+    assert await deduplicator.lock("http://e.org/2").lookup() is None
     await spool.close()
     deduplicator.close()
 
 
 async def test_one_task_at_a_time_holds_the_lock_of_a_url() -> None:
-    """Tasks wait only for their own URL, and no lock is left once they are done."""
-    deduplicator = UrlDeduplicator()
+    """Tasks wait only for their own URL, in order, also behind one that was cancelled; no lock is left at the end."""
+    table, spools = UrlTable(), ReadableSpools()
     order: list[str] = []
 
     async def hold_lock(url: str, name: str, wait_for: asyncio.Event | None = None) -> None:
-        async with deduplicator.lock_url(url):
+        async with make_url(url, table, spools):
             order.append(name)
             if wait_for is not None:
                 await wait_for.wait()
 
     go = asyncio.Event()
-    tasks = [asyncio.create_task(hold_lock("a", "first", go)), asyncio.create_task(hold_lock("a", "second"))]
+    tasks = [asyncio.create_task(hold_lock("a", name, go)) for name in ("first", "cancelled", "second")]
     await asyncio.sleep(0)
     await hold_lock("b", "other")
     assert order == ["first", "other"]
+    tasks[1].cancel()
     go.set()
-    await asyncio.gather(*tasks)
+    await asyncio.wait(tasks)
     assert order == ["first", "other", "second"]
-    assert not deduplicator._locks
+    assert table.try_acquire("a")
 
 
 def test_a_run_stopped_by_a_bad_line_resumes_with_skip_bad_lines(job: Job, web: Web, tmp_path: Path) -> None:

@@ -8,13 +8,13 @@ import pytest
 from conftest import until
 
 from datafetch.fetch import hosts as hosts_module
-from datafetch.fetch.hosts import HostDownError, Hosts, HostSlot
+from datafetch.fetch.hosts import HostDownError, Hosts, OwnSlot
 
 HOST = "example.org:80"
 
 
 @asynccontextmanager
-async def _slots(hosts: Hosts, count: int) -> AsyncIterator[list[HostSlot]]:
+async def _slots(hosts: Hosts, count: int) -> AsyncIterator[list[OwnSlot]]:
     """Hold several slots of a host until the end of the block."""
     slots = [hosts.slot(HOST, number) for number in range(count)]
     for slot in slots:

@@ -323,7 +323,7 @@ async def test_a_full_disk_stops_the_run(tmp_path: Path) -> None:
     sample = make_sample(0)
     full = await aiofiles.open("/dev/full", "wb", buffering=0)
     (tmp_path / "x.spool").touch()
-    spool = await asyncio.to_thread(Spool, tmp_path / "x.spool", full, Recovered())
+    spool = await asyncio.to_thread(Spool, tmp_path / "x.spool", full, Recovered(), bytes(8), 0)
     with pytest.raises(ResourceError, match=r"No space left on device.*run the same command again"):
         await spool.append(make_result(sample, 0, FAILURE), sample)
     spool.entries.release()

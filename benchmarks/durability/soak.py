@@ -27,7 +27,7 @@ from benchmarks.host_farm import HostFarm
 from benchmarks.meter import MIB
 from benchmarks.record import Record, Run, RunKind
 from benchmarks.url_mix import Bodies, Web, add_options, behaviour_of, hostile_mix, policy_of
-from datafetch.engine.pipeline import TASKS_PER_CONNECTION
+from datafetch.engine.sample_tasks import TASKS_PER_CONNECTION
 from datafetch.fetch import Fetcher
 from datafetch.model.outcome import OK, Body
 

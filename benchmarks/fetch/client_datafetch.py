@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import uvloop
 
 from benchmarks.fetch.subprocess_client import Stopwatch, Tally, Workload, client_main
-from datafetch.engine.pipeline import TASKS_PER_CONNECTION
+from datafetch.engine.sample_tasks import TASKS_PER_CONNECTION
 from datafetch.fetch import Fetcher, Limiter
 from datafetch.model.outcome import OK, Body
 from datafetch.process.allocator import collect_garbage_rarely, return_freed_memory

@@ -16,6 +16,7 @@ from rich.text import Text
 from datafetch.cli.exit_code import without_fresh
 from datafetch.cli.progress_line import waiting_text
 from datafetch.model.outcome import FailureKind
+from datafetch.model.statistics import WorkerState
 from datafetch.model.untrusted import to_printable
 from datafetch.model.wording import clock, command_that_made, counted, lasting, sized
 from datafetch.monitor.host_failures import FailingHost
@@ -77,6 +78,9 @@ def _facts(status: Status) -> Table:
     )
     if status.images_per_s is not None and status.elapsed_s is not None:
         table.add_row("pace", _pace(status, status.images_per_s, status.elapsed_s))
+    workers = [worker for one in status.at_work for worker in one.statistics.workers]
+    if workers:
+        table.add_row("workers", _workers(workers))
     if status.waiting is not None:
         table.add_row("waiting", _plain(waiting_text(status.waiting)))
     return table
@@ -147,6 +151,14 @@ def _pace(status: Status, images_per_s: float, elapsed_s: float) -> str:
         open_requests = sum(one.statistics.open_requests for one in status.at_work)
         parts.append(f"{counted(open_requests, 'request')} open" if open_requests else "no request open")
     return ", ".join(parts)
+
+
+def _workers(workers: Sequence[WorkerState]) -> str:
+    """How many images each had, and what became of them."""
+    images = [worker.images for worker in workers]
+    text = f"{len(workers):,}, with {min(images):,} to {max(images):,} images each"
+    kills = sum(worker.kills for worker in workers)
+    return f"{text}; {counted(kills, 'time')} one was killed and replaced" if kills else text
 
 
 def _kinds(status: Status) -> Table:

@@ -213,7 +213,7 @@ def refuse_left_spools(layout: OutputLayout, scratch: Path | None, shards: Colle
     before = replace(layout, scratch=scratch)
     if before.all_spools.resolve() == layout.all_spools.resolve():
         return
-    if not any(before.spool(shard).exists() for shard in shards):
+    if not any(before.spools(shard) for shard in shards):
         return
     again = "leave out --scratch" if scratch is None else f"give --scratch {scratch} again"
     raise ConfigurationError(f"images fetched for {layout.out} lie in {before.all_spools}; {again}, or {otherwise}")

@@ -11,7 +11,7 @@ from datafetch.model.outcome import FailureKind
 from datafetch.model.sample import Shard
 from datafetch.output.formats import format_of
 from datafetch.output.reshard.record import read_reshard_record
-from datafetch.store.layout import OutputLayout
+from datafetch.store.layout import OutputLayout, folders_of_spools
 from datafetch.store.ledger_reader import read_samples
 from datafetch.store.shard_summary import read_shard_counts
 from datafetch.store.spool_writer import write_spool
@@ -95,13 +95,15 @@ def recover_published(layout: OutputLayout, shard: Shard, image_root: Path | Non
                 _log.warning("%s lacks files of %s: they are fetched again", layout.out, shard.name)
             else:
                 _log.info("images of %s have come or gone since: they are looked at again", shard.name)
+            layout.delete_spools(shard.name)
             write_spool(layout.spool(shard.name), salvaged)
         ledger.unlink(missing_ok=True)
         output_format.unpublish(layout, shard.name)
-        for folder in layout.retry_spools():
-            (folder / layout.spool(shard.name).name).unlink(missing_ok=True)
+        for retry_folder in layout.retry_spools():
+            for folder in folders_of_spools(retry_folder):
+                (folder / layout.spool(shard.name).name).unlink(missing_ok=True)
         return None
-    layout.spool(shard.name).unlink(missing_ok=True)  # left by a run that was killed right after publishing
+    layout.delete_spools(shard.name)  # left by a run that was killed right after publishing
     return read_shard_counts(ledger)
 
 

@@ -181,9 +181,9 @@ class Feed:
         return next_sample.shard.mark_ended()
 
     async def close_published(self, shard: OpenShard, totals: ShardCounts) -> None:
-        """Delete the spool of a shard that has been published, and make room for another shard."""
+        """Delete the spools of a shard that has been published, and make room for another shard."""
         await shard.spool.close()
-        await run_in_thread(shard.spool.path.unlink)
+        await run_in_thread(self._layout.delete_spools, shard.shard.name)
         self.published[shard.shard.name] = totals
         self.open_shards.remove(shard)
         self._shard_closed.set()
@@ -245,7 +245,9 @@ class Feed:
         samples = await self._read(self._source.samples, shard)
         size = self._within_limit(len(samples))
         self._count(shard, size)
-        spool = await Spool.open(self._layout.spool(shard.name))
+        path = self._layout.spool(shard.name)
+        others = await run_in_thread(lambda: [other for other in self._layout.spools(shard.name) if other != path])
+        spool = await Spool.open(path, others)
         self.ended_before.update(spool.recovered.outcomes)
         left = size - len(spool.recovered.samples)
         opened = OpenShard(shard, spool, size, samples.published_before, left, samples.notes, samples.row_numbers)

@@ -10,12 +10,10 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
-from datafetch.engine.dedup import UrlDeduplicator
-from datafetch.engine.feed import OpenShard
-from datafetch.engine.first_outcomes import FirstOutcomes
+from datafetch.engine.dedup import Deduplicator, LockedUrl
 from datafetch.engine.image_source import ImageSource
 from datafetch.fetch import BodyBudget, Reservation
 from datafetch.model.image_interfaces import ImageTranscoder
@@ -23,6 +21,7 @@ from datafetch.model.ledger_line import LedgerLine
 from datafetch.model.outcome import NOT_REQUESTED, OK, Body, Encoded, Failure, FailureKind, Fetched, Outcome, Source
 from datafetch.model.sample import Sample
 from datafetch.output.merge import Output
+from datafetch.store.spool import Spool
 from datafetch.store.spool_format import ImageResult
 
 
@@ -34,15 +33,14 @@ class SampleFetcher:
         source: image → body or Failure.
         transcode: body → Encoded or Failure.
         budget: The memory budget for bodies.
-        retries: Whether an image whose transfer may have been cut is fetched once more.
-        have_arrived_before: Whether, by now, images are known that had arrived before this run.
+        dedup: The results of the run by URL.
+        compare: Called with the outcome of each image that is requested.
 
     Attributes:
         outcomes: Number of images by outcome.
         repeated: Number of images that reused the result of an earlier request for the same URL.
         transcoding: Number of images that are being transcoded, or wait for that.
         adopted: Number of images that were in their place already, or in an earlier output.
-        first_outcomes: Watches the images that are requested.
         budget: The memory budget for bodies.
     """
 
@@ -53,35 +51,37 @@ class SampleFetcher:
         source: ImageSource,
         transcode: ImageTranscoder,
         budget: BodyBudget,
-        retries: bool,
-        have_arrived_before: Callable[[], bool],
+        dedup: Deduplicator,
+        compare: Callable[[Outcome], None],
     ) -> None:
         self.outcomes: Counter[str] = Counter()
         self.repeated = 0
         self.adopted = 0
-        self.first_outcomes = FirstOutcomes(
-            source.fetch.unused_proxy,
-            source.fetch.used_proxies,
-            is_retry=output.retry is not None,
-            has_others=lambda: output.is_repair or self.adopted > 0 or have_arrived_before(),
-        )
         self.transcoding = 0
-        self.dedup = UrlDeduplicator()
+        self.dedup = dedup
         self._output = output
         self._source = source
-        self._retries = retries
+        self._retries = source.fetch.retries > 0  # an image whose transfer may have been cut is fetched once more
+        self._compare = compare
         self._transcode = transcode
         self.budget = budget
 
-    async def fetch_sample(self, shard: OpenShard, sample: Sample) -> None:
-        """Fetch those images of a sample that have no outcome from an earlier run, and end the sample."""
-        recovered = shard.spool.recovered
-        ended = recovered.images.get(sample.position, {})
+    async def fetch_sample(
+        self, spool: Spool, sample: Sample, ended: Mapping[int, LedgerLine], jpeg_bytes: int
+    ) -> None:
+        """Fetch those images of a sample that have no outcome from an earlier run, and end the sample.
+
+        Args:
+            spool: The spool that the results are appended to.
+            sample: The sample.
+            ended: The lines of the images that have an outcome, by their number.
+            jpeg_bytes: The size of those of them that arrived.
+        """
         if len(sample.urls) == 1 and not ended:
-            await _ImageTask(self, shard, sample, 0).run(sample)
+            await _ImageTask(self, spool, sample, 0).run(sample)
             return
-        await _DocumentTask(self, shard, sample, self._output).run(ended, recovered.jpeg_bytes[sample.position])
-        await shard.spool.append(sample)
+        await _DocumentTask(self, spool, sample, self._output).run(ended, jpeg_bytes)
+        await spool.append(sample)
 
     async def find_failed(self, sample: Sample, images: Sequence[int]) -> list[int]:
         """Those of a sample's images that are known to fail, by an earlier output."""
@@ -109,7 +109,7 @@ class SampleFetcher:
             if isinstance(outcome, Failure) and outcome.is_as_damaged_as(before):
                 outcome = replace(outcome, kind=FailureKind.CORRUPT)
         if fetched.source is not Source.HAVE and not self._source.is_out_of_time:
-            self.first_outcomes.add(outcome)
+            self._compare(outcome)
         line = LedgerLine.of(sample, image, fetched, outcome)
         is_to_be_written = isinstance(outcome, Encoded) and fetched.source is not Source.HAVE
         result = ImageResult(line, outcome.jpeg if isinstance(outcome, Encoded) and is_to_be_written else b"")
@@ -147,10 +147,10 @@ class _ImageTask:
         has_outcome: Whether the image has its outcome; from then on the task must not be cancelled.
     """
 
-    def __init__(self, fetcher: SampleFetcher, shard: OpenShard, sample: Sample, image: int) -> None:
+    def __init__(self, fetcher: SampleFetcher, spool: Spool, sample: Sample, image: int) -> None:
         self.has_outcome = False
         self._fetcher = fetcher
-        self._shard = shard
+        self._spool = spool
         self._sample = sample
         self._image = image
 
@@ -161,13 +161,13 @@ class _ImageTask:
             then: What to append together with the result, right behind it.
         """
         url = self._sample.urls[self._image]
-        async with self._fetcher.dedup.lock_url(url):
+        async with self._fetcher.dedup.lock(url) as locked:
             with self._fetcher.budget.reservation() as memory:
-                return await self._run(url, memory, then)
+                return await self._run(locked, memory, then)
 
-    async def _run(self, url: str, memory: Reservation, then: tuple[Sample, ...]) -> ImageResult:
-        dedup, spool = self._fetcher.dedup, self._shard.spool
-        known = await dedup.lookup(url)
+    async def _run(self, locked: LockedUrl, memory: Reservation, then: tuple[Sample, ...]) -> ImageResult:
+        spool = self._spool
+        known = await locked.lookup()
         if known is None:
             result = await self._fetcher.fetch_image(self._sample, self._image, memory)
         else:
@@ -175,7 +175,7 @@ class _ImageTask:
         self.has_outcome = True
         self._fetcher.count(result.line, is_repeated=known is not None)
         offset = await spool.append(result, *then)
-        dedup.record(result, spool, offset)
+        locked.record(result, spool, offset)
         return result
 
 
@@ -188,9 +188,9 @@ def _for_image(known: ImageResult, sample: Sample, image: int) -> ImageResult:
 class _DocumentTask:
     """Fetches all images of one sample at the same time, until it is certain that it can't become a row."""
 
-    def __init__(self, fetcher: SampleFetcher, shard: OpenShard, sample: Sample, output: Output) -> None:
+    def __init__(self, fetcher: SampleFetcher, spool: Spool, sample: Sample, output: Output) -> None:
         self._fetcher = fetcher
-        self._shard = shard
+        self._spool = spool
         self._sample = sample
         self._output = output
         self._failed: set[int] = set()
@@ -198,7 +198,7 @@ class _DocumentTask:
         self._jpeg_bytes = 0
         self._is_lost = False
 
-    async def run(self, ended: dict[int, LedgerLine], jpeg_bytes: int) -> None:
+    async def run(self, ended: Mapping[int, LedgerLine], jpeg_bytes: int) -> None:
         """Give every image its outcome.
 
         Args:
@@ -222,7 +222,7 @@ class _DocumentTask:
 
     async def _fetch(self, images: Sequence[int]) -> list[int]:
         """Fetch images, and return those that have no outcome because the document was lost before they had one."""
-        tasks = {image: _ImageTask(self._fetcher, self._shard, self._sample, image) for image in images}
+        tasks = {image: _ImageTask(self._fetcher, self._spool, self._sample, image) for image in images}
         async with asyncio.TaskGroup() as group:
             for image, task in tasks.items():
                 self._tasks[task] = group.create_task(self._run(image, task))
@@ -246,7 +246,7 @@ class _DocumentTask:
         for result in results:
             self._fetcher.count(result.line)
         if results:
-            await self._shard.spool.append(*results)
+            await self._spool.append(*results)
 
     def _add_failure(self, image: int) -> None:
         """Record that an image failed, and ask the dataset whether the sample can still become a row."""

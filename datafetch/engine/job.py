@@ -43,6 +43,9 @@ _LEAST_PIXELS, _RESIZER = "least_pixels", "resizer"
 PIXEL_FIELDS = frozenset({*row_options(ImageSpec()), _LEAST_PIXELS, _RESIZER})
 """The parts of an identity that decide what an image becomes."""
 
+MAX_WORKERS = 255
+"""The number of a worker has 8 bits where it is remembered which of them has a result."""
+
 _NoRowEffect = partial(Option, effect=Effect.NONE)
 _T = TypeVar("_T")
 
@@ -63,6 +66,8 @@ class Job:
         payload: How a row holds its images.
         fetch: How images are fetched.
         processes: The number of codec processes; None for one per CPU.
+        workers: The number of processes that fetch, which share the limits that are set for a run; with 1 it is the
+            caller's. None chooses by the number of CPUs.
         memory_bytes: The budget for bodies that wait for the codec.
         max_sample_bytes: The maximum size of all images of a sample together, as they are written; an image that
             exceeds it fails as ``too_large``.
@@ -108,6 +113,16 @@ class Job:
     fetch: FetchPolicy = field(default_factory=FetchPolicy)
     processes: int | None = option(
         None, _NoRowEffect(help="Number of codec processes.", group=OptionGroup.IMAGES, metavar="N", unset="CPU count")
+    )
+    workers: int | None = option(
+        None,
+        _NoRowEffect(
+            help="Number of processes that fetch, each with an event loop of its own; auto is one for six CPUs. All of "
+            "them together keep to the limits of one.",
+            group=OptionGroup.NETWORK,
+            metavar="N|auto",
+            none_word="auto",
+        ),
     )
     memory_bytes: int = option(
         GIB,
@@ -177,6 +192,7 @@ class Job:
         check_types(self)
         require_in_range(self, "limit", 1, _MAX_LIMIT)
         require_in_range(self, "processes", 1, MAX_PROCESSES)
+        require_in_range(self, "workers", 1, MAX_WORKERS)
         require_in_range(self, "memory_bytes", 1, MAX_BYTES)
         require_in_range(self, "max_sample_bytes", 1, _MAX_SAMPLE_BYTES)
         if self.world_size is not None:

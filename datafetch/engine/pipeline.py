@@ -1,29 +1,53 @@
-"""Tasks pull samples, fetch and transcode their images, and publish complete shards.
-
-There is no queue between the stages: a free task pulls the next sample, and that is the backpressure. A task that waits
-for a host slot, a retry, memory or the codec holds no connection, so there are several tasks per connection.
-"""
+"""Pipeline: fetches and transcodes everything that a feed hands out, in this process, and publishes complete shards."""
 
 from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Mapping
+from dataclasses import dataclass
 
-from datafetch.engine.feed import MAX_OPEN_SHARDS, Feed, NextSample, OpenShard
+from datafetch.engine.dedup import UrlDeduplicator
+from datafetch.engine.feed import Feed, NextSample, OpenShard
 from datafetch.engine.fetch_sample import SampleFetcher
+from datafetch.engine.first_outcomes import FirstOutcomes
 from datafetch.engine.image_source import ImageSource
+from datafetch.engine.publish import Publisher
+from datafetch.engine.sample_tasks import SYNC_INTERVAL_S, SampleTasks
 from datafetch.errors import ConservationError
 from datafetch.fetch import BodyBudget
 from datafetch.model.advice import FailedAlike
 from datafetch.model.image_interfaces import ImageTranscoder
-from datafetch.model.outcome import OK, FailureKind
+from datafetch.model.outcome import OK
 from datafetch.model.statistics import Statistics
-from datafetch.output.commit import Commit, CommitShard
 from datafetch.output.merge import Output
 
-TASKS_PER_CONNECTION = 4
-_SYNC_INTERVAL_S = 5.0  # if the machine crashes, the results of these seconds are lost
-_MIN_TASKS = 1024  # so that the samples of one slow host don't fill the look-ahead, however few the connections
+
+@dataclass(frozen=True, slots=True)
+class FetchCounts:
+    """What fetching the samples of a feed has come to.
+
+    Attributes:
+        outcomes: Number of images that got an outcome in this run, by outcome.
+        repeated: Of them, those that reused the result of an earlier request for the same URL.
+        adopted: Of them, those that were in their place already, or in an earlier output.
+        requests: The number of attempts; one with redirects counts once.
+        fetched_bytes: Body bytes received.
+        connections: How many requests might be open at the end.
+        peak_open_requests: The largest number of requests that were open at once.
+        failed_alike: How all images that were requested have failed; None unless all did, and alike.
+        networks: The networks that would have to be allowed for images that were refused.
+    """
+
+    outcomes: Mapping[str, int]
+    repeated: int
+    adopted: int
+    requests: int
+    fetched_bytes: int
+    connections: int
+    peak_open_requests: int
+    failed_alike: FailedAlike | None
+    networks: tuple[str, ...]
 
 
 class Pipeline:
@@ -34,7 +58,7 @@ class Pipeline:
         output: How records become rows, and where they go.
         source: image → body or Failure.
         transcode: body → Encoded or Failure.
-        commit: Commits a shard whose images all have an outcome.
+        publisher: Publishes shards.
         budget: The memory budget for bodies.
     """
 
@@ -45,26 +69,28 @@ class Pipeline:
         *,
         source: ImageSource,
         transcode: ImageTranscoder,
-        commit: CommitShard,
+        publisher: Publisher,
         budget: BodyBudget,
     ) -> None:
-        self.published_bytes = 0
         self._feed = feed
-        self._output = output
         self._fetch = source.fetch
-        self._transcode = transcode
-        self._commit = commit
+        self._publisher = publisher
+        self._dedup = UrlDeduplicator()
+        self._first_outcomes = FirstOutcomes(
+            source.fetch.unused_proxy,
+            source.fetch.used_proxies,
+            is_retry=output.retry is not None,
+            has_others=lambda: output.is_repair or self._fetcher.adopted > 0 or feed.ended_before[OK] > 0,
+        )
         self._fetcher = SampleFetcher(
             output,
             source=source,
             transcode=transcode,
             budget=budget,
-            retries=source.fetch.retries > 0,
-            have_arrived_before=lambda: feed.ended_before[OK] > 0,
+            dedup=self._dedup,
+            compare=self._first_outcomes.add,
         )
-        self._in_flight = source.call_limiter(TASKS_PER_CONNECTION)
-        self._tasks = 0
-        self._committing = asyncio.Semaphore(MAX_OPEN_SHARDS)
+        self._tasks = SampleTasks(feed.pull, self._process, source)
         self._started_s = time.monotonic()
 
     async def run(self) -> None:
@@ -77,64 +103,35 @@ class Pipeline:
         try:
             async with asyncio.TaskGroup() as group:
                 syncing = group.create_task(self._sync_spools())
-                async with asyncio.TaskGroup() as working:
-                    self._start_task(working)
+                await self._tasks.run()
                 syncing.cancel()
         finally:
-            self._fetcher.dedup.close()
+            self._dedup.close()
             await self._feed.close()
-        if self._feed.open_shards:
-            names = ", ".join(sorted(shard.shard.name for shard in self._feed.open_shards))
-            raise ConservationError(f"the manifest ended before these shards were complete: {names}")
-        self._fetcher.first_outcomes.end()
+        refuse_open_shards(self._feed)
+        self._first_outcomes.end()
 
-    @property
-    def ended(self) -> int:
-        """Number of images that got an outcome in this run."""
-        return self._fetcher.outcomes.total()
-
-    @property
-    def ended_ok(self) -> int:
-        """Number of images that got the outcome ``ok`` in this run."""
-        return self._fetcher.outcomes[OK]
-
-    @property
-    def failed_alike(self) -> FailedAlike | None:
-        """How all images that were requested in this run have failed; None unless all did, and alike."""
-        return self._fetcher.first_outcomes.failed_alike
-
-    @property
-    def networks(self) -> tuple[str, ...]:
-        """The networks that would have to be allowed for images of this run that were refused."""
-        return self._fetcher.first_outcomes.networks
-
-    @property
-    def not_requested(self) -> int:
-        """Number of images in this run that were not requested because their document was lost."""
-        return self._fetcher.outcomes[FailureKind.NOT_REQUESTED]
-
-    @property
-    def arrived(self) -> int:
-        """Number of images that were fetched in this run."""
-        return self.ended_ok - self._fetcher.repeated - self._fetcher.adopted
-
-    @property
-    def repeated(self) -> int:
-        """Number of images in this run that reused the result of an earlier request for the same URL."""
-        return self._fetcher.repeated
-
-    @property
-    def adopted(self) -> int:
-        """Number of images in this run that were in their place already."""
-        return self._fetcher.adopted
+    def counts(self) -> FetchCounts:
+        """What was done."""
+        fetching = self._fetch.statistics()
+        return FetchCounts(
+            outcomes=self._fetcher.outcomes,
+            repeated=self._fetcher.repeated,
+            adopted=self._fetcher.adopted,
+            requests=fetching.attempts,
+            fetched_bytes=fetching.fetched_bytes,
+            connections=fetching.connections,
+            peak_open_requests=fetching.peak_open_requests,
+            failed_alike=self._first_outcomes.failed_alike,
+            networks=self._first_outcomes.networks,
+        )
 
     def statistics(self) -> Statistics:
         """A snapshot of the run."""
         fetching = self._fetch.statistics()
         outcomes = self._fetcher.outcomes + self._feed.ended_before
-        expected = self._feed.expected_images()
         return Statistics(
-            expected_images=expected,
+            expected_images=self._feed.expected_images(),
             ok=outcomes[OK],
             failed=outcomes.total() - outcomes[OK],
             earlier=self._feed.ended_before.total(),
@@ -148,47 +145,33 @@ class Pipeline:
             transcoding=self._fetcher.transcoding,
         )
 
-    def _start_task(self, working: asyncio.TaskGroup) -> None:
-        if self._tasks < max(_MIN_TASKS, self._fetch.max_connections * TASKS_PER_CONNECTION):
-            self._tasks += 1
-            working.create_task(self._work(working))
-
-    async def _work(self, working: asyncio.TaskGroup) -> None:
-        """Process samples until there are no more; start the next task as soon as this one has work.
-
-        So there are as many tasks as samples in flight and one that waits, not thousands from the start.
-        """
-        has_started_next = False
-        while True:
-            async with self._in_flight:
-                next_sample = await self._feed.pull()
-                if next_sample is None:
-                    return
-                if not has_started_next:
-                    has_started_next = True
-                    self._start_task(working)
-                await self._process(next_sample)
-
     async def _sync_spools(self) -> None:
         while True:
-            await asyncio.sleep(_SYNC_INTERVAL_S)
+            await asyncio.sleep(SYNC_INTERVAL_S)
             await self._feed.sync()
 
     async def _process(self, next_sample: NextSample) -> None:
         """Process a sample, and publish its shard if it was the last."""
-        if next_sample.sample is None:
-            await self._publish(next_sample.shard)
-            return
-        await self._fetcher.fetch_sample(next_sample.shard, next_sample.sample)
-        if self._feed.mark_ended(next_sample):
-            await self._publish(next_sample.shard)
+        shard = next_sample.shard
+        if next_sample.sample is not None:
+            ended, jpeg_bytes = shard.spool.recovered.of_sample(next_sample.sample)
+            await self._fetcher.fetch_sample(shard.spool, next_sample.sample, ended, jpeg_bytes)
+            if not self._feed.mark_ended(next_sample):
+                return
+        await self._publish(shard)
 
     async def _publish(self, shard: OpenShard) -> None:
-        await shard.spool.sync()
-        samples = shard.samples + shard.published_before
-        commit = Commit(self._output, shard.shard.name, samples, shard.notes, shard.row_numbers)
-        async with self._committing:
-            totals = await self._commit(commit)
-        self.published_bytes += totals.written_bytes
-        await self._fetcher.dedup.retain(shard.spool)
+        totals = await self._publisher.commit(shard)
+        await self._dedup.retain(shard.spool)
         await self._feed.close_published(shard, totals)
+
+
+def refuse_open_shards(feed: Feed) -> None:
+    """Check that no shard is left when a feed has no more samples.
+
+    Raises:
+        ConservationError: The manifest yielded fewer samples than it had counted.
+    """
+    if feed.open_shards:
+        names = ", ".join(sorted(shard.shard.name for shard in feed.open_shards))
+        raise ConservationError(f"the manifest ended before these shards were complete: {names}")

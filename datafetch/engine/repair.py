@@ -131,6 +131,7 @@ class LostSamples:
         is_lost, spool = self._lost[shard.name], self._layout.spool(shard.name)
         marker = self._marker(shard.source, is_lost)
         if not has_marker(spool, marker):
+            self._layout.delete_spools(shard.name)
             write_spool(spool, self._images_to_keep(shard.name), marker)
         return _SamplesOfShard(self._manifest.samples(self._in_manifest[shard.name]), is_lost)
 

@@ -69,6 +69,7 @@ class FailedSamples:
         samples = RetriedSamples(self._output, self._retry, shard)
         marker = _marker(self._retry, shard.source)
         if not has_marker(spool, marker):
+            self._output.layout.delete_spools(shard.name)
             write_spool(spool, samples.images_to_keep(), marker)
         return samples
 

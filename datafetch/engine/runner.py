@@ -22,7 +22,6 @@ from datafetch.engine.bound_job import BoundJob, bind
 from datafetch.engine.choices import log_choices
 from datafetch.engine.completeness import unpublished_shards
 from datafetch.engine.disk_estimate import count_published, log_disk_estimate
-from datafetch.engine.earlier_images import open_earlier_images
 from datafetch.engine.feed import Feed
 from datafetch.engine.job import Job
 from datafetch.engine.ownership import locked_output, locked_shards
@@ -107,10 +106,9 @@ async def fetch_dataset(
             else:
                 session = Session(job, bound.output, shards, observers)
                 feed = Feed(bound.manifest, layout, job.limit, image_root=bound.image_root)
-            async with (
-                open_earlier_images(layout, bound.identity, job) as earlier,
-                session.fetched(feed, bound.spec, backends, bound.archives, earlier, rate=bound.rate) as fetched,
-            ):
+            async with session.fetched(
+                feed, bound.spec, backends, bound.archives, bound.identity, rate=bound.rate
+            ) as fetched:
                 report = await _complete_run(bound, session, fetched)
                 since = find_permitted_since(before, job, fetched.ended_before)
                 return report if repair is not None else replace(report, permitted_since=since)
@@ -166,10 +164,9 @@ async def fetch_dataset_shards(
             _log_no_longer_permitted(before, job)
             session = Session(job, bound.output, names, observers, layout.shard_progress(names[0]))
             feed = Feed(bound.manifest, layout, job.limit, frozenset(names), bound.image_root)
-            async with (
-                open_earlier_images(layout, bound.identity, job) as earlier,
-                session.fetched(feed, bound.spec, backends, bound.archives, earlier, rate=bound.rate) as fetched,
-            ):
+            async with session.fetched(
+                feed, bound.spec, backends, bound.archives, bound.identity, rate=bound.rate
+            ) as fetched:
                 return fetched
 
 
@@ -339,7 +336,7 @@ def _prepare_to_finish(bound: BoundJob) -> None:
     set_report_aside(layout)
     for shard in bound.shards:
         # A process that is killed right after publishing a shard leaves its spool.
-        layout.spool(shard).unlink(missing_ok=True)
+        layout.delete_spools(shard)
 
 
 def _not_published(bound: BoundJob, missing: list[str]) -> ConfigurationError:

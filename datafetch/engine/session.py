@@ -15,34 +15,37 @@ Whatever stops a session, what is in the spools and in complete resharded files 
 from __future__ import annotations
 
 import asyncio
-import logging
 import shutil
 import threading
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, replace
-from datetime import datetime
 from functools import partial
 from pathlib import Path
+from typing import Protocol
 
-from datafetch.engine.archives import NO_ARCHIVES, Archives, open_members
+from datafetch.engine.archives import NO_ARCHIVES, Archives
 from datafetch.engine.feed import Feed
-from datafetch.engine.image_source import Adoption, FileFolder, ImagesByUrl, ImageSource
+from datafetch.engine.finish_by import announced, loop_time_of
+from datafetch.engine.image_access import ImageAccess
 from datafetch.engine.job import Job, reshard_plan
+from datafetch.engine.opened_meanwhile import opened_meanwhile
 from datafetch.engine.permissions import count_permittable
-from datafetch.engine.pipeline import Pipeline
+from datafetch.engine.pipeline import FetchCounts, Pipeline
+from datafetch.engine.publish import Publisher
+from datafetch.engine.workers.budgets import count_workers
 from datafetch.errors import ConservationError
-from datafetch.fetch import BodyBudget, Fetcher, FetchStatistics
+from datafetch.fetch import BodyBudget, Fetcher
 from datafetch.fetch.receive_rate import ReceiveRate
 from datafetch.model.image_interfaces import ImageTranscoder
 from datafetch.model.kinds import Loader
 from datafetch.model.ledger_line import ShardCounts
 from datafetch.model.observers import Observer, as_observers, observed_by
-from datafetch.model.outcome import OK, Failure, Fetched, Outcome
+from datafetch.model.outcome import OK, FailureKind
 from datafetch.model.report import FailureCounts, FetchedShards, Report
 from datafetch.model.statistics import ReshardProgress, Statistics
-from datafetch.model.wording import lasting
 from datafetch.monitor.heartbeat import write_heartbeats
 from datafetch.output.commit import CommitShard
 from datafetch.output.commit_process import CommitProcesses
@@ -53,15 +56,10 @@ from datafetch.output.reshard.plan import Plan
 from datafetch.output.reshard.record import read_reshard_record
 from datafetch.output.training_list import write_trainers_list
 from datafetch.process.threads import run_in_thread
+from datafetch.store.job_file import Identity
 from datafetch.store.ledger_reader import count_failures, count_lost_documents
 from datafetch.store.shard_summary import read_shard_counts
-from datafetch.transcode import Encoding, ImageSpec, Transcoder
-
-_TIME_IS_UP = (
-    "it is time to finish (--finish-by): all images that are missing fail as timeout; 'retry' fetches them later"
-)
-
-_log = logging.getLogger(__name__)
+from datafetch.transcode import ImageSpec, Transcoder
 
 
 def _open_transcoder(job: Job, spec: ImageSpec, quarantine: Path) -> AbstractAsyncContextManager[ImageTranscoder]:
@@ -72,7 +70,8 @@ def _open_transcoder(job: Job, spec: ImageSpec, quarantine: Path) -> AbstractAsy
 class Backends:
     """What transcodes images and commits shards.
 
-    The default starts child processes: a hostile image can't harm the caller, and nothing blocks the event loop.
+    The default starts child processes: a hostile image can't harm the caller, and nothing blocks the event loop. Only
+    with the default a job may have worker processes, each of which opens a transcoder of its own.
 
     Attributes:
         open_transcoder: Opens a transcoder. Its arguments are the job, what an image becomes, and the folder for bodies
@@ -85,34 +84,6 @@ class Backends:
 
 
 CHILD_PROCESSES = Backends()
-
-
-@asynccontextmanager
-async def _opened_meanwhile(
-    context: AbstractAsyncContextManager[ImageTranscoder],
-) -> AsyncIterator[ImageTranscoder]:
-    """Open a transcoder while the first images are fetched, because its processes take a third of a second to start.
-
-    Images that arrive earlier wait. If it can't be opened, they raise its error, and otherwise the end of the context.
-    """
-    async with AsyncExitStack() as resources:
-        opening = asyncio.create_task(resources.enter_async_context(context))
-
-        async def transcode(body: Fetched | bytes) -> Outcome:
-            if isinstance(body, Failure):
-                return body
-            transcoder = opening.result() if opening.done() else await asyncio.shield(opening)
-            return await transcoder(body)
-
-        try:
-            yield transcode
-        except BaseException:
-            opening.cancel()
-            await asyncio.wait([opening])
-            if not opening.cancelled():
-                opening.exception()  # marks it as retrieved: what ended the context says more
-            raise
-        await opening
 
 
 class Session:
@@ -150,7 +121,7 @@ class Session:
         spec: ImageSpec,
         backends: Backends,
         archives: Archives = NO_ARCHIVES,
-        earlier: ImagesByUrl | None = None,
+        identity: Identity | None = None,
         *,
         rate: ReceiveRate | None = None,
     ) -> AsyncIterator[FetchedShards]:
@@ -161,7 +132,7 @@ class Session:
             spec: What their images become.
             backends: What transcodes images and commits shards.
             archives: The archives that images are members of.
-            earlier: Images of earlier outputs by URL.
+            identity: The job's identity, by which images of earlier outputs are taken; None takes none.
             rate: The cap on what is received, where it is shared with other fetchers; None takes that of the job.
 
         Yields:
@@ -170,28 +141,21 @@ class Session:
         Raises:
             DatafetchError: What stopped the work.
         """
-        job = self._job
-        until_s = _loop_time_of(job.finish_by)
-        budget = BodyBudget(job.memory_bytes)
-        async with (
-            Fetcher(job.fetch, budget=budget, rate=rate) as fetch,
-            _opened_meanwhile(backends.open_transcoder(job, spec, self.output.layout.quarantine)) as transcode,
-            backends.open_commit() as commit,
-            self._open_source(fetch, spec, archives, earlier, until_s) as source,
-            _announced(until_s, job.finish_by),
-        ):
-            pipeline = Pipeline(
-                feed,
-                self.output,
-                source=source,
-                transcode=transcode,
-                commit=commit,
-                budget=budget,
-            )
-            async with self._watched(pipeline.statistics):
-                await pipeline.run()
+        access = await run_in_thread(ImageAccess.find, self._job, self.output, spec, archives, identity)
+        workers = count_workers(self._job) if backends is CHILD_PROCESSES else 1
+        async with backends.open_commit() as commit, announced(self._job.finish_by):
+            publisher = Publisher(feed, self.output, commit)
+            async with (
+                (
+                    _in_workers(feed, access, workers, publisher)
+                    if workers > 1
+                    else _in_this_process(feed, access, backends, publisher, rate)
+                ) as work,
+                self._watched(work.statistics),
+            ):
+                await work.run()
                 self._counts = feed.published
-                yield self._fetched(feed, pipeline, fetch.statistics())
+                yield self._fetched(feed, work.counts(), publisher.published_bytes)
 
     @asynccontextmanager
     async def published_by_others(self) -> AsyncIterator[FetchedShards]:
@@ -238,62 +202,25 @@ class Session:
         async with observed_by((heartbeat, *as_observers(self._observers)), take_snapshot):
             yield
 
-    @asynccontextmanager
-    async def _open_source(
-        self,
-        fetch: Fetcher,
-        spec: ImageSpec,
-        archives: Archives,
-        earlier: ImagesByUrl | None,
-        until_s: float | None,
-    ) -> AsyncIterator[ImageSource]:
-        """Open what gets the bytes of images."""
-        job = self._job
-        adoption, out = None, self.output.layout.out
-        if self.output.dataset.adopts_files and await run_in_thread(_is_in_use, out):
-            adoption = Adoption(
-                out,
-                job.fresh,
-                keeps_bodies=spec.encode is Encoding.RECEIVED,
-                max_file_bytes=job.fetch.max_body_bytes,
-            )
-        members = folder = None
-        if archives.unpacked is not None:
-            folder = FileFolder(archives.unpacked, is_in_place=archives.is_in_place)
-        if archives.locations:
-            members = await run_in_thread(open_members, archives, fetch, job.fetch, job.memory_bytes)
-        try:
-            yield ImageSource(
-                fetch,
-                members=members,
-                folder=folder,
-                adoption=adoption,
-                max_file_bytes=job.fetch.max_body_bytes,
-                until_s=until_s,
-                earlier=earlier,
-            )
-        finally:
-            if members is not None:
-                await members.close()
-
-    def _fetched(self, feed: Feed, pipeline: Pipeline, fetching: FetchStatistics) -> FetchedShards:
+    def _fetched(self, feed: Feed, counts: FetchCounts, published_bytes: int) -> FetchedShards:
+        outcomes = Counter(counts.outcomes)
         return FetchedShards(
             totals=ShardCounts.sum(feed.published.values()),
-            ended=pipeline.ended,
-            ended_ok=pipeline.ended_ok,
-            not_requested=pipeline.not_requested,
-            arrived=pipeline.arrived,
-            reused=feed.ended_before[OK] + pipeline.repeated + pipeline.adopted,
-            repeated=pipeline.repeated,
-            fetched_bytes=fetching.fetched_bytes,
-            written_bytes=pipeline.published_bytes,
-            requests=fetching.attempts,
-            connections=fetching.connections,
-            peak_open_requests=fetching.peak_open_requests,
+            ended=outcomes.total(),
+            ended_ok=outcomes[OK],
+            not_requested=outcomes[FailureKind.NOT_REQUESTED],
+            arrived=outcomes[OK] - counts.repeated - counts.adopted,
+            reused=feed.ended_before[OK] + counts.repeated + counts.adopted,
+            repeated=counts.repeated,
+            fetched_bytes=counts.fetched_bytes,
+            written_bytes=published_bytes,
+            requests=counts.requests,
+            connections=counts.connections,
+            peak_open_requests=counts.peak_open_requests,
             elapsed_s=time.monotonic() - self._started_s,
-            failed_alike=pipeline.failed_alike,
+            failed_alike=counts.failed_alike,
             ended_before=feed.ended_before,
-            networks=pipeline.networks,
+            networks=counts.networks,
         )
 
     def _statistics_of(self, totals: ShardCounts) -> Statistics:
@@ -392,27 +319,40 @@ class Session:
         self._resharding = progress
 
 
-def _loop_time_of(finish_by: datetime | None) -> float | None:
-    """A time by the clock of the running event loop."""
-    if finish_by is None:
-        return None
-    return asyncio.get_running_loop().time() + finish_by.timestamp() - time.time()
+class _Work(Protocol):
+    """Fetches and publishes everything that a feed hands out."""
+
+    async def run(self) -> None:
+        """Work until all shards are published."""
+        ...
+
+    def statistics(self) -> Statistics:
+        """A snapshot."""
+        ...
+
+    def counts(self) -> FetchCounts:
+        """What was done."""
+        ...
 
 
 @asynccontextmanager
-async def _announced(until_s: float | None, finish_by: datetime | None) -> AsyncIterator[None]:
-    """Log from when on nothing is waited for any more, and when that time has come."""
-    if until_s is None or finish_by is None:
-        yield
-        return
-    left_s = max(0.0, until_s - asyncio.get_running_loop().time())
-    _log.info("will finish by %s, in %s", finish_by.astimezone().strftime("%Y-%m-%d %H:%M"), lasting(left_s))
-    timer = asyncio.get_running_loop().call_at(until_s, _log.info, _TIME_IS_UP)
-    try:
-        yield
-    finally:
-        timer.cancel()
+async def _in_this_process(
+    feed: Feed, access: ImageAccess, backends: Backends, publisher: Publisher, rate: ReceiveRate | None
+) -> AsyncIterator[_Work]:
+    """Open what does the work on the running event loop."""
+    job, output = access.job, access.output
+    budget = BodyBudget(job.memory_bytes)
+    async with (
+        Fetcher(job.fetch, budget=budget, rate=rate) as fetch,
+        opened_meanwhile(backends.open_transcoder(job, access.spec, output.layout.quarantine)) as transcode,
+        access.open(fetch, loop_time_of(job.finish_by)) as source,
+    ):
+        yield Pipeline(feed, output, source=source, transcode=transcode, publisher=publisher, budget=budget)
 
 
-def _is_in_use(folder: Path) -> bool:
-    return folder.is_symlink() or (folder.is_dir() and next(folder.iterdir(), None) is not None)
+@asynccontextmanager
+async def _in_workers(feed: Feed, access: ImageAccess, workers: int, publisher: Publisher) -> AsyncIterator[_Work]:
+    """Open what does the work in worker processes."""
+    from datafetch.engine.workers.coordinator import Coordinator  # noqa: PLC0415 - most runs have one process
+
+    yield Coordinator(feed, access, workers, publisher)

@@ -28,7 +28,7 @@ from datafetch.engine.job import hash_of
 from datafetch.engine.own_files import removable_files, written_files
 from datafetch.store.atomic import make_folder, move, sync, write_atomically
 from datafetch.store.job_file import JobFile, read_job_file
-from datafetch.store.layout import OutputLayout
+from datafetch.store.layout import OutputLayout, folders_of_spools
 
 _MOVING = "moving"
 
@@ -114,7 +114,9 @@ def _layout_in(layout: OutputLayout, folder: Path) -> OutputLayout:
 def _spool_folders(layout: OutputLayout, job: JobFile) -> Iterator[Path]:
     hashed = hash_of(job.identity)
     spools = replace(layout, scratch=job.scratch, job_hash=hashed)
-    yield from (folder for folder in (spools.spool("").parent, *spools.retry_spools()) if folder.is_dir())
+    for folder in (spools.spool_folder, *spools.retry_spools()):
+        if folder.is_dir():
+            yield from folders_of_spools(folder)
 
 
 def _move_files(layout: OutputLayout, earlier: OutputLayout, job: JobFile) -> None:

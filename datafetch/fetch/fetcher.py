@@ -32,7 +32,7 @@ from datafetch.fetch.memory import BodyBudget, Reservation
 from datafetch.fetch.pauses import Pauses
 from datafetch.fetch.policy import FetchPolicy
 from datafetch.fetch.receive_rate import ReceiveRate
-from datafetch.fetch.requester import THROTTLED, Requester
+from datafetch.fetch.requester import THROTTLED, Requester, Sharing
 from datafetch.fetch.statistics import FetchStatistics
 from datafetch.fetch.urls import BadUrlError, WebUrl, parse_url, split_url
 from datafetch.fetch.waiting import find_waiting
@@ -81,6 +81,7 @@ class Fetcher:
         budget: The memory budget that bodies are counted against, for a caller who holds bodies after the call; by
             default the fetcher has a budget of 1 GiB of its own.
         rate: The cap on what is received, for a caller whose fetchers share one; by default the policy sets it.
+        sharing: What is shared with the fetchers of other processes; None if there are none.
     """
 
     def __init__(
@@ -89,10 +90,11 @@ class Fetcher:
         *,
         budget: BodyBudget | None = None,
         rate: ReceiveRate | None = None,
+        sharing: Sharing | None = None,
     ) -> None:
         self._policy = policy or FetchPolicy()
         self._budget = budget or BodyBudget(_DEFAULT_BUDGET_BYTES)
-        self._requester = Requester(self._policy, rate)
+        self._requester = Requester(self._policy, rate, sharing)
         backoff_s = self._policy.backoff_s
         self._backoff = wait_exponential(multiplier=backoff_s, max=_MAX_BACKOFF_S) + wait_random(0, backoff_s)
         self._outcomes: Counter[str] = Counter()

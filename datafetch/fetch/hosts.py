@@ -39,7 +39,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import count, islice
 from types import TracebackType
-from typing import NamedTuple, Self
+from typing import NamedTuple, Protocol, Self
 
 from datafetch.model.wording import counted
 
@@ -49,7 +49,8 @@ _RECOVERY_PER_ANSWER = 1 / 8  # of a slot that a host lost when it failed or ref
 _DOWN_S = 30.0
 _MAX_DOWN_S = 300.0
 _MAX_DOUBLINGS = 8
-_RECENT_ANSWER_S = 60.0  # within this time after an answer, timeouts don't count as failures of the host
+RECENT_ANSWER_S = 60.0
+"""Within this time after an answer, timeouts don't count as failures of the host."""
 _JITTER = 1.2
 _LOW_PRIORITY_OFFSET = 1 << 60  # more than there are images
 _MAX_PAUSE_S = 60.0  # the longest Retry-After that is obeyed; beyond it a later run is the better retry
@@ -61,10 +62,15 @@ _EVICTION_CANDIDATES = 64  # least recently used hosts that are searched for an 
 
 
 class HostDownError(OSError):
-    """The host failed repeatedly a moment ago, so nothing was sent to it."""
+    """The host failed repeatedly a moment ago, so nothing was sent to it.
+
+    Args:
+        reason: What it did, in words.
+    """
 
     def __init__(self, reason: str) -> None:
         super().__init__(f"the host {reason}; no request is sent to it for a while")
+        self.reason = reason
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,7 +170,7 @@ class Hosts:
         self._serials = count()
         self._loop = asyncio.get_running_loop()
 
-    def slot(self, host: str, number: int) -> HostSlot:
+    def slot(self, host: str, number: int) -> OwnSlot:
         """Make a slot at a host: ``async with hosts.slot(host, number) as slot: …`` waits until it is granted.
 
         Entering raises HostDownError while the host is down.
@@ -173,7 +179,7 @@ class Hosts:
             host: Host and port.
             number: The image's number; images with lower ones go first.
         """
-        return HostSlot(self, self._get_or_create(host), number)
+        return OwnSlot(self, self._get_or_create(host), number)
 
     def statistics(self) -> HostStatistics:
         """Take a snapshot."""
@@ -200,29 +206,44 @@ class Hosts:
             return host.refusal, host.resume_at_s
         return f"{counted(int(host.limit), 'request')} at a time", None
 
-    async def acquire(self, slot: HostSlot) -> None:
+    async def acquire(self, slot: OwnSlot) -> None:
         """Wait until a slot is granted.
 
         Raises:
             HostDownError: The host is down, or goes down while the slot is waited for.
+        """
+        if not self.try_acquire(slot):
+            host = slot.host
+            # An image that was refused once keeps its place at the front; one refused again lets all others go first.
+            is_last = host.refused.get(slot.number, 0) > 1
+            await self._wait(host, slot.number + _LOW_PRIORITY_OFFSET if is_last else slot.number)
+            slot.serial = next(self._serials)
+
+    def try_acquire(self, slot: OwnSlot) -> bool:
+        """Take a slot if it can be had without waiting; return whether it was taken.
+
+        Raises:
+            HostDownError: The host is down.
         """
         host, now_s = slot.host, self._loop.time()
         is_down = host.consecutive_outages > 0
         if is_down and (host.open or now_s < host.retry_at_s):
             raise HostDownError(host.reason)
         if not is_down and (host.waiting or host.open >= int(host.limit) or now_s < host.resume_at_s):
-            # An image that was refused once keeps its place at the front; one refused again lets all others go first.
-            is_last = host.refused.get(slot.number, 0) > 1
-            await self._wait(host, slot.number + _LOW_PRIORITY_OFFSET if is_last else slot.number)
-        else:
-            host.open += 1
+            return False
+        self.adopt(slot)
+        return True
+
+    def adopt(self, slot: OwnSlot) -> None:
+        """Count a slot as taken without asking whether there is room: its request was sent before anybody counted."""
+        slot.host.open += 1
         slot.serial = next(self._serials)
 
-    def release(self, slot: HostSlot) -> None:
+    def release(self, slot: OwnSlot) -> None:
         """Give a slot back, to the next request that waits."""
         self._leave(slot.host)
 
-    def answered(self, slot: HostSlot) -> None:
+    def answered(self, slot: OwnSlot) -> None:
         """Record that the host answered, whatever it said, and did not ask for a pause."""
         host = slot.host
         host.consecutive_failures = host.consecutive_refusals = host.consecutive_outages = 0
@@ -231,16 +252,16 @@ class Hosts:
         host.limit = min(host.limit + _RECOVERY_PER_ANSWER, self._per_host)
         host.delay_s = max(0.0, host.delay_s - _DELAY_RETURNED_PER_ANSWER_S)
 
-    def timed_out(self, slot: HostSlot, reason: str) -> None:
+    def timed_out(self, slot: OwnSlot, reason: str) -> None:
         """Record that no answer came in time. While the host answers others, that is the fault of the URL alone."""
         if not self.answered_recently(slot):
             self.failed(slot, reason)
 
-    def answered_recently(self, slot: HostSlot) -> bool:
+    def answered_recently(self, slot: OwnSlot) -> bool:
         """Whether the host has answered within the last minute."""
-        return self._loop.time() - slot.host.answered_at_s < _RECENT_ANSWER_S
+        return self._loop.time() - slot.host.answered_at_s < RECENT_ANSWER_S
 
-    def failed(self, slot: HostSlot, reason: str) -> None:
+    def failed(self, slot: OwnSlot, reason: str) -> None:
         """Record that the host could not be connected to, or did not behave as a web server.
 
         Args:
@@ -254,7 +275,7 @@ class Hosts:
         if is_probe or (not host.consecutive_outages and host.consecutive_failures >= _MAX_CONSECUTIVE_FAILURES):
             self._open_circuit(host, f"failed {_MAX_CONSECUTIVE_FAILURES} times in a row ({reason})")
 
-    def throttled(self, slot: HostSlot, pause_s: float | None, refusal: str = "") -> None:
+    def throttled(self, slot: OwnSlot, pause_s: float | None, refusal: str = "") -> None:
         """Record that the host asked for a pause (429 or 503).
 
         The first refusal of an image is answered by waiting. When the host refuses the same image again, it had too
@@ -287,6 +308,17 @@ class Hosts:
         host.resume_at_s = max(paused_until_s, now_s + min(pause_s, _MAX_PAUSE_S))
         host.refusal = refusal
         host.delay_s += host.resume_at_s - paused_until_s
+
+    def is_healthy(self, host: str) -> bool:
+        """Whether a host has not failed since its last answer."""
+        known = self._hosts.get(host)
+        return known is None or not known.consecutive_failures
+
+    def answered_ago_s(self, host: str) -> float | None:
+        """How long ago a host last answered; None if that is not known."""
+        known = self._hosts.get(host)
+        ago_s = math.inf if known is None else self._loop.time() - known.answered_at_s
+        return None if ago_s == math.inf else ago_s
 
     def may_wait_for(self, host: str) -> bool:
         """Whether a request that a host refuses may be repeated after a pause: it has not caused too much delay yet."""
@@ -360,8 +392,79 @@ class Hosts:
         host.waiting.clear()
 
 
-class HostSlot:
+class HostSlot(Protocol):
     """One request's slot at its host, through which its outcome is reported."""
+
+    async def __aenter__(self) -> Self:
+        """Wait until the slot is granted.
+
+        Raises:
+            HostDownError: The host is down, or goes down while the slot is waited for.
+        """
+        ...
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+    @property
+    def host_was_healthy(self) -> bool:
+        """Whether the host has not failed since its last answer."""
+        ...
+
+    @property
+    def host_answered_recently(self) -> bool:
+        """Whether the host has answered within the last minute."""
+        ...
+
+    def answered(self) -> None:
+        """Report an answer that is no refusal."""
+        ...
+
+    def failed(self, reason: str) -> None:
+        """Report that there was no connection, or that what answered is no web server."""
+        ...
+
+    def timed_out(self, reason: str) -> None:
+        """Report that no answer came in time."""
+        ...
+
+    def throttled(self, pause_s: float | None, refusal: str = "") -> None:
+        """Report that the host asked for a pause, for how long if it said, and how it asked, in words."""
+        ...
+
+
+class HostSlots(Protocol):
+    """The slots of all hosts."""
+
+    @property
+    def waiting(self) -> int:
+        """Number of requests that wait for a slot at their host."""
+        ...
+
+    def slot(self, host: str, number: int) -> HostSlot:
+        """Make a slot at a host, by host and port, for an image, by its number."""
+        ...
+
+    def may_wait_for(self, host: str) -> bool:
+        """Whether a request that a host refuses may be repeated after a pause: it has not caused too much delay yet."""
+        ...
+
+    def statistics(self) -> HostStatistics:
+        """Take a snapshot."""
+        ...
+
+    def waiting_by_host(self) -> Iterator[tuple[str, int]]:
+        """Each host with requests that wait for a slot, and how many."""
+        ...
+
+    def why_waiting(self, name: str) -> tuple[str, float | None]:
+        """Why requests wait for a host, and when its pause ends by the loop's clock; None if it is not paused."""
+        ...
+
+
+class OwnSlot:
+    """A slot at a host whose requests are counted in this process."""
 
     __slots__ = ("_hosts", "host", "number", "serial")
 

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import asyncio
 import heapq
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import count
 from types import TracebackType
@@ -39,12 +40,14 @@ class BodyBudget:
 
     Args:
         budget_bytes: Bytes that all bodies together may take; one of them may go beyond that.
+        numbers: The numbers of reservations, in ascending order; by default from 0. Processes that share hosts have
+            different ones.
     """
 
-    def __init__(self, budget_bytes: int) -> None:
+    def __init__(self, budget_bytes: int, numbers: Iterator[int] | None = None) -> None:
         self._budget_bytes = budget_bytes
         self._held_bytes = 0
-        self._numbers = count()
+        self._numbers = count() if numbers is None else numbers
         self._waiters: list[_Waiter] = []  # a heap, the oldest reservation first, so that bodies get completed
         self._over_budget_holder: Reservation | None = None
         self._room = asyncio.Event()

@@ -19,7 +19,8 @@ DEFAULT_MAX_BODY_BYTES = 32 * MIB
 MAX_BYTES = 2**50
 """Upper bound for the size of a body and for the memory budget; no machine has as much."""
 _MAX_CONNECTIONS = 1_000_000  # no process has as many descriptors
-_MIN_RATE_BYTES_PER_S = 1024  # less is a slip of the pen: of 100 KB, an image would take minutes
+MIN_RATE_BYTES_PER_S = 1024
+"""Less is a slip of the pen: of 100 KB, an image would take minutes."""
 _MAX_REDIRECTS = 1000
 _MAX_RETRIES = (
     60  # the ledger counts attempts in 8 bits, and a truncated image is fetched again with retries of its own
@@ -125,7 +126,7 @@ class FetchPolicy:
         require_in_range(self, "per_host", 1, _MAX_CONNECTIONS)
         require_in_range(self, "retries", 0, _MAX_RETRIES)
         require_in_range(self, "max_body_bytes", 1, MAX_BYTES)
-        require_in_range(self, "max_rate_bytes_per_s", _MIN_RATE_BYTES_PER_S, MAX_BYTES)
+        require_in_range(self, "max_rate_bytes_per_s", MIN_RATE_BYTES_PER_S, MAX_BYTES)
         require_in_range(self, "max_redirects", 0, _MAX_REDIRECTS)
         if not 0 < self.timeout_s <= _MAX_TIMEOUT_S:
             raise invalid(self, f"{{timeout_s}} must be above 0 seconds and at most a day, not {self.timeout_s}")

@@ -16,6 +16,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import time
+from collections.abc import Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -38,7 +39,7 @@ from datafetch.fetch.dns.address_guard import AddressGuard, is_address
 from datafetch.fetch.dns.resolver import Resolver, host_name
 from datafetch.fetch.headers import first_value, retry_after_s
 from datafetch.fetch.hop import Hop
-from datafetch.fetch.hosts import Hosts, HostSlot
+from datafetch.fetch.hosts import Hosts, HostSlot, HostSlots
 from datafetch.fetch.limiter import Limiter
 from datafetch.fetch.means import Means
 from datafetch.fetch.policy import FetchPolicy
@@ -57,6 +58,21 @@ _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 THROTTLED = frozenset({HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE})
 """The statuses with which a host may ask for a pause."""
 
+
+@dataclass(frozen=True, slots=True)
+class Sharing:
+    """What a fetcher shares with the fetchers of other processes.
+
+    Attributes:
+        processes: How many processes there are; each asks name servers for its part of as many names as one would.
+        share_hosts: Returns the slots of all hosts, given those of the hosts that are counted in this process, and what
+            to call when a request begins to wait.
+    """
+
+    processes: int
+    share_hosts: Callable[[Hosts, Callable[[], None]], HostSlots]
+
+
 _MAX_ATTEMPTS_WITHOUT_SOCKETS = 60  # about a minute; if no descriptor is freed in that time, something else holds them
 
 
@@ -66,6 +82,7 @@ class Requester:
     Args:
         policy: The operator's settings.
         rate: The cap on what is received, where it is shared with other fetchers; None makes that of the policy.
+        sharing: What is shared with the fetchers of other processes; None if there are none.
 
     Attributes:
         sent_requests: Number of requests sent so far, redirects included.
@@ -78,7 +95,7 @@ class Requester:
         timers: The timers of all time limits.
     """
 
-    def __init__(self, policy: FetchPolicy, rate: ReceiveRate | None = None) -> None:
+    def __init__(self, policy: FetchPolicy, rate: ReceiveRate | None = None, sharing: Sharing | None = None) -> None:
         self.sent_requests = 0
         self.received_bytes = 0
         self._hanging_s = min(HANGING_S, policy.timeout_s / 4)
@@ -96,6 +113,7 @@ class Requester:
             remembers=False,
         )
         self._rate = rate
+        self._sharing = sharing
         self._held_back = 0
         self._call_limiters: list[Limiter] = []
         self._hanging_timer: asyncio.TimerHandle | None = None
@@ -112,9 +130,17 @@ class Requester:
         self._resources.callback(self.timers.close)
         tls = await asyncio.to_thread(tls_context)
         lax_tls = await asyncio.to_thread(lax_tls_context) if self._policy.insecure else None
-        self.hosts = Hosts(self._policy.per_host, self._policy.backoff_s, self._admit_calls)
+        own_hosts = Hosts(self._policy.per_host, self._policy.backoff_s, self._admit_calls)
+        self.hosts: HostSlots = (
+            own_hosts if self._sharing is None else self._sharing.share_hosts(own_hosts, self._admit_calls)
+        )
         self._guard = AddressGuard(self._policy.networks())
-        self.resolver = Resolver(self._guard, self._policy.nameservers, other_remedy=self._proxy_hint)
+        self.resolver = Resolver(
+            self._guard,
+            self._policy.nameservers,
+            other_remedy=self._proxy_hint,
+            processes=1 if self._sharing is None else self._sharing.processes,
+        )
         self._resources.push_async_callback(self.resolver.close)
         self._connections = Connections(
             self._policy, self.resolver, self.timers, tls=tls, lax_tls=lax_tls, proxies=self._proxies

@@ -9,14 +9,14 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 
-from datafetch.fetch.hosts import Hosts
+from datafetch.fetch.hosts import HostSlots
 from datafetch.fetch.pauses import Pauses
 from datafetch.model.statistics import Waiting
 
 _MAX_HOST_CHARACTERS = 253  # of a host name, by RFC 1035
 
 
-def find_waiting(hosts: Hosts, pauses: Pauses) -> Waiting | None:
+def find_waiting(hosts: HostSlots, pauses: Pauses) -> Waiting | None:
     """Find what most calls wait for; None if no call waits for a host or its next attempt.
 
     Args:

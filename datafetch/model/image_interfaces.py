@@ -13,7 +13,17 @@ _Reservation_contra = TypeVar("_Reservation_contra", contravariant=True)
 
 
 class FetchActivity(Protocol):
-    """A snapshot of what is being fetched: the part of the fetcher's statistics that a run's progress shows."""
+    """A snapshot of what is being fetched: the part of the fetcher's statistics that progress and report show."""
+
+    @property
+    def attempts(self) -> int:
+        """Number of attempts that have ended, retries included."""
+        ...
+
+    @property
+    def peak_open_requests(self) -> int:
+        """The largest number of requests that were in flight at once."""
+        ...
 
     @property
     def fetched_bytes(self) -> int:

@@ -94,7 +94,7 @@ async def observed_by(
             for task in tasks:
                 task.cancel()
     except BaseExceptionGroup as errors:
-        raise _root_error(errors) from errors
+        raise root_error(errors) from errors
 
 
 async def _run_safely(observer: Observer[_Snapshot], take_snapshot: Callable[[], _Snapshot]) -> None:
@@ -102,7 +102,8 @@ async def _run_safely(observer: Observer[_Snapshot], take_snapshot: Callable[[],
         await observer(take_snapshot)
 
 
-def _root_error(errors: BaseExceptionGroup) -> BaseException:
+def root_error(errors: BaseExceptionGroup) -> BaseException:
+    """The one error that says most of those that task groups have raised: one of datafetch's own, if there is any."""
     own, others = errors.split(DatafetchError)
     error: BaseException = own or others or errors
     while isinstance(error, BaseExceptionGroup):

@@ -56,6 +56,27 @@ class Waiting:
 
 
 @dataclass(frozen=True, slots=True)
+class WorkerState:
+    """How one worker process stands.
+
+    Attributes:
+        number: Its number, from 1.
+        pid: The process.
+        images: Images that got an outcome in it, or in a process that it replaced.
+        failed: Those of them that failed.
+        open_requests: The number of requests that it has open.
+        kills: How often a process with its number was killed and replaced.
+    """
+
+    number: Count
+    pid: Count
+    images: Count
+    failed: Count
+    open_requests: Count
+    kills: Count
+
+
+@dataclass(frozen=True, slots=True)
 class Statistics:
     """A snapshot of a run.
 
@@ -73,6 +94,7 @@ class Statistics:
         resharding: The progress of resharding; None before that.
         waiting: What waits for hosts; None if nothing does.
         transcoding: Images that have arrived and are being transcoded, or wait for that.
+        workers: The worker processes; none if the process of the run fetches the images itself.
     """
 
     expected_images: Count | None
@@ -88,6 +110,7 @@ class Statistics:
     resharding: ReshardProgress | None = None
     waiting: Waiting | None = None
     transcoding: Count = 0
+    workers: tuple[WorkerState, ...] = ()
 
     @property
     def is_stalled(self) -> bool:

@@ -91,7 +91,7 @@ async def write_heartbeats(statistics: Callable[[], Statistics], layout: OutputL
             started_unix_s=started_unix_s,
             updated_unix_s=time.time(),
             is_ended=is_ended,
-            spools=str((layout.all_spools / layout.job_hash).absolute()),
+            spools=str(layout.spool_folder.absolute()),
             images_per_s=throughput.pace(now).images_per_s,
             statistics=now,
         )

@@ -5,8 +5,9 @@ shards, samples and images, a few thousand at a time. A shard that has a ledger 
 
 Theory of operation: a ledger is in order, and its lines are selected by Arrow. A spool is in the order in which images
 ended, and its run may be appending to it, so it is read twice: the first pass notes sample, image and offset of each
-line that is selected (24 bytes), and the second one reads these lines in their order. A spool is opened before its
-shard's ledger is looked for, since it is deleted only when there is one.
+line that is selected (26 bytes), and the second one reads these lines in their order. A shard may have several spools,
+which are read together. They are opened before the shard's ledger is looked for, since they are deleted only when there
+is one.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from datafetch.model.ledger_line import LedgerLine
 from datafetch.model.sample import Sample
 from datafetch.monitor.observed_output import ObservedOutput
 from datafetch.monitor.output_counts import is_in_place
+from datafetch.store.layout import folders_of_spools
 from datafetch.store.ledger_format import as_batch
 from datafetch.store.ledger_reader import read_selected
 from datafetch.store.spool_format import read_marker, read_stored, scan_entries
@@ -78,14 +80,12 @@ def read_image_lines(
     """
     for shard in output.job.shards if shards is None else shards:
         with ExitStack() as opened:
-            spool = _open_spool(output, shard)
-            if spool is not None:
-                opened.enter_context(spool)
+            spools = _open_spools(output, shard, opened)
             try:
                 if _is_published(output, shard):
                     yield from _of_ledger(output, shard, columns, select)
-                elif spool is not None:
-                    yield from (ImageLines(shard, False, lines) for lines in _of_spool(spool, columns, select))
+                else:
+                    yield from (ImageLines(shard, False, lines) for lines in _of_spools(spools, columns, select))
             except ConfigurationError:
                 leave_out(shard)
 
@@ -109,50 +109,63 @@ def _of_ledger(output: ObservedOutput, shard: str, columns: Sequence[str], selec
         return
 
 
-def _open_spool(output: ObservedOutput, shard: str) -> BinaryIO | None:
-    for folder in output.spool_folders:
-        path = folder / f"{shard}.spool"
-        try:
-            if path.is_file():
-                return path.open("rb")
-        except OSError as error:
-            raise_if_exhausted(error)
-    return None
+@dataclass(frozen=True, slots=True)
+class _OpenSpool:
+    file: BinaryIO
+    marker: bytes
 
 
-def _of_spool(file: BinaryIO, columns: Sequence[str], select: Select) -> Iterator[list[LedgerLine]]:
-    """The selected lines of a spool, in the order of samples and images; none if the file is no spool."""
-    try:
-        marker = read_marker(file)
-    except ConfigurationError:
-        return
-    offsets = iter(_offsets(file, marker, columns, select))
-    while chosen := list(islice(offsets, _BATCH_LINES)):
-        stored = (read_stored(file, marker, int(offset)) for offset in chosen)
+def _open_spools(output: ObservedOutput, shard: str, opened: ExitStack) -> list[_OpenSpool]:
+    """The spools of a shard, of one job; files that are none are left out."""
+    for job_folder in output.spool_folders:
+        spools = []
+        for folder in folders_of_spools(job_folder):
+            path = folder / f"{shard}.spool"
+            try:
+                if path.is_file():
+                    file = opened.enter_context(path.open("rb"))
+                    spools.append(_OpenSpool(file, read_marker(file)))
+            except ConfigurationError:
+                continue
+            except OSError as error:
+                raise_if_exhausted(error)
+        if spools:
+            return spools
+    return []
+
+
+def _of_spools(spools: Sequence[_OpenSpool], columns: Sequence[str], select: Select) -> Iterator[list[LedgerLine]]:
+    """The selected lines of the spools of a shard, in the order of samples and images."""
+    places = iter(_places(spools, columns, select).tolist())
+    while chosen := list(islice(places, _BATCH_LINES)):
+        stored = (read_stored(spools[number].file, spools[number].marker, offset) for number, offset in chosen)
         yield [one.line for one in stored if one is not None and not isinstance(one, Sample)]
 
 
-def _offsets(file: BinaryIO, marker: bytes, columns: Sequence[str], select: Select) -> np.ndarray[Any, np.dtype[Any]]:
-    """The offsets of the selected lines of a spool, in the order of samples and images; of repeated ones the last."""
-    found = tuple(array("q") for _ in range(3))
-    entries = _line_entries(file, marker)
-    while batch := list(islice(entries, _BATCH_LINES)):
-        mask = select(as_batch([line for _, line in batch], columns))
-        for (offset, line), is_selected in zip(batch, mask.to_pylist(), strict=True):
-            if is_selected:
-                for values, value in zip(found, (line.sample, line.image, offset), strict=True):
-                    values.append(value)
-    samples, images, offsets = (np.array(values, np.int64) for values in found)
-    order = np.lexsort((offsets, images, samples))
-    samples, images, offsets = samples[order], images[order], offsets[order]
+def _places(
+    spools: Sequence[_OpenSpool], columns: Sequence[str], select: Select
+) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """Spool number and offset of the selected lines, in the order of samples and images; of repeated ones the last."""
+    found = (array("q"), array("q"), array("H"), array("q"))
+    for number, spool in enumerate(spools):
+        entries = _line_entries(spool)
+        while batch := list(islice(entries, _BATCH_LINES)):
+            mask = select(as_batch([line for _, line in batch], columns))
+            for (offset, line), is_selected in zip(batch, mask.to_pylist(), strict=True):
+                if is_selected:
+                    for values, value in zip(found, (line.sample, line.image, number, offset), strict=True):
+                        values.append(value)
+    samples, images, numbers, offsets = (np.array(values, np.int64) for values in found)
+    order = np.lexsort((offsets, numbers, images, samples))
+    samples, images = samples[order], images[order]
     is_last = np.ones(len(order), np.bool_)
     is_last[:-1] = (samples[1:] != samples[:-1]) | (images[1:] != images[:-1])
-    return offsets[is_last]
+    return np.stack((numbers[order], offsets[order]), axis=1)[is_last]
 
 
-def _line_entries(file: BinaryIO, marker: bytes) -> Iterator[tuple[int, LedgerLine]]:
+def _line_entries(spool: _OpenSpool) -> Iterator[tuple[int, LedgerLine]]:
     """Offset and line of each image of a spool, up to an entry that is damaged, as no checksums are verified."""
-    entries = scan_entries(file, marker)
+    entries = scan_entries(spool.file, spool.marker)
     while True:
         try:
             entry = next(entries, None)

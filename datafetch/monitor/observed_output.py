@@ -33,7 +33,7 @@ class ObservedOutput:
 
     @property
     def spool_folders(self) -> tuple[Path, ...]:
-        """The folders with the spools of its open shards: where its processes say, or else in the state folder.
+        """The folders of jobs with the spools of open shards: where its processes say, or else in the state folder.
 
         An output that was moved has them there, and no longer where a heartbeat says.
         """

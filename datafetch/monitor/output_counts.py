@@ -9,8 +9,9 @@ from __future__ import annotations
 import os
 import struct
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from datafetch.model.regular_file import open_regular
 from datafetch.model.sample import Sample
 from datafetch.monitor.host_failures import FailingHosts
 from datafetch.output.formats import format_of
-from datafetch.store.layout import OutputLayout
+from datafetch.store.layout import OutputLayout, folders_of_spools
 from datafetch.store.ledger_format import not_a_ledger
 from datafetch.store.ledger_reader import read_columns, without_skipped
 from datafetch.store.shard_summary import read_shard_counts
@@ -85,14 +86,14 @@ def count_output(layout: OutputLayout, shards: Collection[str], spool_folders: I
     Args:
         layout: The paths of the output.
         shards: The names of the job's shards; files of others are ignored.
-        spool_folders: The folders with its spools.
+        spool_folders: The folders of its jobs' spools.
 
     Raises:
         ResourceError: This machine has run out of descriptors or memory.
     """
     # Spools before ledgers: a shard that is published in between is seen twice and counted once. In the reverse order
     # it might not be seen at all.
-    spools = dict(_count_spools(frozenset(shards), spool_folders))
+    spools = _count_spools(frozenset(shards), spool_folders)
     ledgers = {path.stem for path in list_folder(layout.ledgers) if path.suffix == ".parquet"}
     total = OutputCounts()
     for shard in shards:
@@ -115,13 +116,20 @@ def list_folder(folder: Path) -> list[Path]:
         return []
 
 
-def _count_spools(shards: frozenset[str], folders: Iterable[Path]) -> Iterator[tuple[str, OutputCounts]]:
+def _count_spools(shards: frozenset[str], folders: Iterable[Path]) -> dict[str, OutputCounts]:
+    """The counts of open shards, of which each may have several spools in one of the folders."""
+    by_shard: dict[str, OutputCounts] = {}
     for folder in sorted(folders):
-        for path in list_folder(folder):
+        in_folder: dict[str, OutputCounts] = {}
+        for path in chain.from_iterable(map(list_folder, folders_of_spools(folder))):
             if path.suffix == ".spool" and path.stem in shards and path.is_file():
                 counts = _count_spool(path)
                 if counts is not None:
-                    yield path.stem, counts
+                    in_folder.setdefault(path.stem, OutputCounts()).add(counts)
+        by_shard |= in_folder
+    for counts in by_shard.values():
+        counts.shards_open = 1
+    return by_shard
 
 
 def _count_spool(path: Path) -> OutputCounts | None:

@@ -107,7 +107,7 @@ def could_have_row(dataset: Dataset, sample: Sample, lines: tuple[LedgerLine, ..
 
 def merge_spool(output: Output, shard: str) -> Iterator[MergedSample]:
     """The samples of a shard that is committed from its spool alone."""
-    for spooled in SpoolReader(output.layout.spool(shard)).samples():
+    for spooled in SpoolReader(*output.layout.spools(shard)).samples():
         yield _merge_sample(output, spooled)
 
 
@@ -148,7 +148,7 @@ def _merge_published(output: Output, shard: str, keep: _Keep, *, has_rows: bool)
     rows: Iterator[PublishedRow] = format_of(layout).read_rows(layout, shard) if summary.totals.rows else iter(())
     lines = ByPosition(read_samples(layout.ledger(shard)), lambda lines: lines[0].sample)
     kept_samples = ByPosition(SpoolReader(layout.kept_for_retry(shard)).samples(), _position)
-    retried = ByPosition(SpoolReader(layout.spool(shard)).samples(), _position)
+    retried = ByPosition(SpoolReader(*layout.spools(shard)).samples(), _position)
     for position in range(summary.totals.samples):
         has_row = bool(summary.has_row[position])
         lines_before = lines.take(position) or ()

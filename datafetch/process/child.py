@@ -41,3 +41,11 @@ def start_failure(error: OSError) -> str:
     """Describe why no process could be started. uvloop gives no errno if descriptors or memory are lacking."""
     number = error.errno or 0
     return os.strerror(number) if number > 0 else "too few file descriptors, or too little memory"
+
+
+def signal_name(number: int) -> str:
+    """Return the name of a signal, such as ``SIGSEGV``, or ``signal 40`` if it has none."""
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"

@@ -18,6 +18,7 @@ from datafetch.errors import ConfigurationError
 
 SUFFIX = ".datafetch"
 _LIST_SUFFIX = ".json"
+_WORKER_PREFIX = "worker-"
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,15 +203,34 @@ class OutputLayout:
         path_hash = hashlib.sha256(os.fsencode(self.out.absolute())).hexdigest()[:12]
         return self.scratch / f"{self.state_folder.name}-{path_hash}"
 
+    @property
+    def spool_folder(self) -> Path:
+        """The folder for the spools of this job."""
+        return self.all_spools / self.job_hash
+
     def remove_empty_spool_folders(self) -> None:
         """Remove the spool folders if they are empty; the spools of other jobs stay."""
-        for folder in (self.spool("").parent, self.all_spools):
+        for folder in (*reversed(folders_of_spools(self.spool_folder)), self.all_spools):
             with suppress(OSError):  # it is not empty, or does not exist
                 folder.rmdir()
 
     def spool(self, shard: str) -> Path:
-        """The spool of a shard in progress."""
-        return self.all_spools / self.job_hash / f"{shard}.spool"
+        """The spool of a shard in progress, to which the process writes that has its manifest."""
+        return self.spool_folder / f"{shard}.spool"
+
+    def worker_spool(self, shard: str, worker: int) -> Path:
+        """The spool of a shard in progress to which a worker process writes, by the worker's number."""
+        return self.spool_folder / f"{_WORKER_PREFIX}{worker}" / f"{shard}.spool"
+
+    def spools(self, shard: str) -> list[Path]:
+        """All spools of a shard that exist; together they have its results."""
+        paths = (folder / self.spool(shard).name for folder in folders_of_spools(self.spool_folder))
+        return [path for path in paths if path.exists()]
+
+    def delete_spools(self, shard: str) -> None:
+        """Delete all spools of a shard."""
+        for path in self.spools(shard):
+            path.unlink(missing_ok=True)
 
     def for_retry(self, number: int, token: str) -> OutputLayout:
         """The paths of the same output, with spools that belong to one retry alone."""
@@ -223,11 +243,16 @@ class OutputLayout:
     @property
     def repair_token(self) -> Path:
         """What makes the spools of a repair its own; random bytes."""
-        return self.all_spools / self.job_hash / "token"
+        return self.spool_folder / "token"
 
     def retry_spools(self) -> list[Path]:
         """The folders with spools of retries, of this one or of earlier ones."""
         return list(self.all_spools.glob(f"{self.job_hash}-retry-*"))
+
+
+def folders_of_spools(folder: Path) -> list[Path]:
+    """The folders in which the spools of one job may lie: its own, and those of worker processes in it."""
+    return [folder, *sorted(folder.glob(f"{_WORKER_PREFIX}*/"))]
 
 
 def resolve_parent(path: Path) -> Path:

@@ -14,6 +14,9 @@ ends the sample again. Recovery (``_recover``) reads the file from start to end:
 * a sample has ended if and only if its own entry and those of all of its images are intact. An image of a sample that
   has not ended is not fetched again if its entry is intact.
 
+A shard may have several spools, as each worker process writes its own. What they hold counts together, whichever of
+them it is in; an entry is in one of them alone.
+
 An incomplete file header means that the machine died while the spool was created: it is written again. A write that
 fails may leave half an entry, so a spool refuses all writes after it; the next run recovers the spool.
 """
@@ -23,6 +26,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
@@ -57,27 +61,53 @@ class Recovered:
         images: For each other sample, by position: image number → ledger line of the images that have a result.
         jpeg_bytes: For each other sample, by position: the size of the JPEGs of these images.
         outcomes: Number of images by outcome.
-        marker: The spool's marker.
-        end_offset: The end of the last intact entry, in bytes.
     """
 
     samples: set[int] = field(default_factory=set)
     images: dict[int, dict[int, LedgerLine]] = field(default_factory=dict)
     jpeg_bytes: Counter[int] = field(default_factory=Counter)
     outcomes: Counter[str] = field(default_factory=Counter)
-    marker: bytes = b""
-    end_offset: int = 0
+    _image_counts: dict[int, int] = field(default_factory=dict)
+    """Number of images of the samples whose own entry has been read but which have not ended, by position."""
+
+    def of_sample(self, sample: Sample) -> tuple[Mapping[int, LedgerLine], int]:
+        """The lines of those images of a sample that have a result, by their number, and the size of their JPEGs."""
+        return self.images.get(sample.position, {}), self.jpeg_bytes[sample.position]
+
+    def add(self, record: SpoolRecord) -> None:
+        """Take the record of an intact entry into account."""
+        if isinstance(record, Sample):
+            position = record.position
+            self._image_counts[position] = len(record.urls)
+        else:
+            position = record.line.sample
+            self.images.setdefault(position, {})[record.line.image] = record.line
+            self.jpeg_bytes[position] += record.jpeg_bytes
+            self.outcomes[record.line.outcome] += 1
+        # The sample's own entry does not prove that its images are there: their entries may be damaged.
+        if len(self.images.get(position, ())) == self._image_counts.get(position):
+            self.samples.add(position)
+            self.images.pop(position, None)
+            self.jpeg_bytes.pop(position, None)
+            del self._image_counts[position]
 
 
 class Spool:
-    """The spool of one shard, open for appending; shared by any number of tasks of one event loop."""
+    """A spool of one shard, open for appending; shared by any number of tasks of one event loop.
 
-    def __init__(self, path: Path, file: AsyncFileIO, recovered: Recovered) -> None:
+    Attributes:
+        path: The file.
+        recovered: What the spools of the shard held when this one was opened.
+        entries: Reads what was written to this one.
+    """
+
+    def __init__(self, path: Path, file: AsyncFileIO, recovered: Recovered, marker: bytes, end_offset: int) -> None:
         self.path = path
         self.recovered = recovered
-        self.entries = WrittenEntries(path, recovered.marker)
+        self.entries = WrittenEntries(path, marker)
+        self._marker = marker
         self._file = file
-        self._end_offset = recovered.end_offset
+        self._end_offset = end_offset
         self._pending: list[bytes] = []
         self._appended = self._written = 0  # calls of ``append``, and those of them whose entries have been written
         self._writing = asyncio.Lock()
@@ -86,8 +116,12 @@ class Spool:
         self._failure: ResourceError | None = None
 
     @classmethod
-    async def open(cls, path: Path) -> Self:
-        """Open a shard's spool or create it, and recover what it holds.
+    async def open(cls, path: Path, others: Sequence[Path] = ()) -> Self:
+        """Open a spool of a shard or create it, and recover what it holds.
+
+        Args:
+            path: The file.
+            others: Further spools of the shard, which nothing writes to now; what they hold is recovered, too.
 
         Raises:
             ConfigurationError: The file is not a spool of this version.
@@ -95,7 +129,7 @@ class Spool:
         """
         opened: list[Self] = []
         try:
-            await run_in_thread(lambda: opened.append(cls._open(path)))
+            await run_in_thread(lambda: opened.append(cls._open(path, others)))
         except OSError as error:
             raise ResourceError.from_disk_error(error, f"open {path}, which has images in progress") from error
         except asyncio.CancelledError:
@@ -105,11 +139,15 @@ class Spool:
         return opened[0]
 
     @classmethod
-    def _open(cls, path: Path) -> Self:
-        recovered = _recover(path)
+    def _open(cls, path: Path, others: Sequence[Path]) -> Self:
+        make_folder(path.parent)
+        recovered = Recovered()
+        for other in others:
+            _recover(other, recovered)
+        marker, end_offset = _recover(path, recovered)
         file = path.open("ab", buffering=0)
         try:
-            return cls(path, wrap(file), recovered)
+            return cls(path, wrap(file), recovered, marker, end_offset)
         except BaseException:
             file.close()
             raise
@@ -129,7 +167,7 @@ class Spool:
         """
         offset = self._end_offset
         for record in records:
-            pieces = encode(record, self.recovered.marker)
+            pieces = encode(record, self._marker)
             self._pending += pieces
             self._end_offset += sum(map(len, pieces))
         self._appended += 1
@@ -226,9 +264,66 @@ class WrittenEntries:
         return entry.record if entry is not None and isinstance(entry.record, ImageResult) else None
 
 
-def _recover(path: Path) -> Recovered:
-    make_folder(path.parent)
-    recovered = Recovered()
+@dataclass(slots=True)
+class FoundResults:
+    """What a spool has of one sample.
+
+    Attributes:
+        lines: The ledger lines of its images, by their number.
+        jpeg_bytes: The sizes of their JPEGs.
+        has_ended: Whether the sample's own entry is there.
+    """
+
+    lines: dict[int, LedgerLine] = field(default_factory=dict)
+    jpeg_bytes: dict[int, int] = field(default_factory=dict)
+    has_ended: bool = False
+
+
+async def find_results(path: Path, positions: Collection[int]) -> dict[int, FoundResults]:
+    """What the spool of a process that was killed has of some samples, by position; nothing if there is no such file.
+
+    Raises:
+        ConfigurationError: The file is not a spool of this version.
+        ResourceError: The file can't be read.
+    """
+    try:
+        return await run_in_thread(_find_results, path, positions)
+    except OSError as error:
+        raise ResourceError.from_disk_error(error, f"read {path}, which has images in progress") from error
+
+
+def _find_results(path: Path, positions: Collection[int]) -> dict[int, FoundResults]:
+    found: dict[int, FoundResults] = {}
+    if not path.exists():
+        return found
+    with path.open("rb") as file:
+        if is_torn_file_header(file.read(FILE_HEADER_BYTES)):
+            return found
+        file.seek(0)
+        for entry in read_entries(file, read_marker(file)):
+            record = entry.record
+            position = record.position if isinstance(record, Sample) else record.line.sample
+            if position not in positions:
+                continue
+            results = found.setdefault(position, FoundResults())
+            if isinstance(record, Sample):
+                results.has_ended = True
+            else:
+                results.lines[record.line.image] = record.line
+                results.jpeg_bytes[record.line.image] = record.jpeg_bytes
+    return found
+
+
+def _recover(path: Path, recovered: Recovered) -> tuple[bytes, int]:
+    """Recover a spool, or create it.
+
+    Args:
+        path: The file.
+        recovered: What the spools of the shard hold; updated.
+
+    Returns:
+        The spool's marker, and the end of its last intact entry, in bytes.
+    """
     with path.open("a+b") as file:
         file.seek(0)
         if is_torn_file_header(file.read(FILE_HEADER_BYTES)):
@@ -238,36 +333,10 @@ def _recover(path: Path) -> Recovered:
             sync_open(file.fileno(), path)
             sync(path.parent)
         file.seek(0)
-        recovered.marker = read_marker(file)
-        recovered.end_offset = file.tell()
-        image_counts: dict[int, int] = {}
-        for entry in read_entries(file, recovered.marker):
-            _count_record(recovered, image_counts, entry.record)
-            recovered.end_offset = entry.end_offset
-        file.truncate(recovered.end_offset)
-    return recovered
-
-
-def _count_record(recovered: Recovered, image_counts: dict[int, int], record: SpoolRecord) -> None:
-    """Take the record of an intact entry into account.
-
-    Args:
-        recovered: What the spool holds; updated.
-        image_counts: Number of images of the samples whose own entry has been read but which have not ended, by
-            position; updated.
-        record: The entry's content.
-    """
-    if isinstance(record, Sample):
-        position = record.position
-        image_counts[position] = len(record.urls)
-    else:
-        position = record.line.sample
-        recovered.images.setdefault(position, {})[record.line.image] = record.line
-        recovered.jpeg_bytes[position] += record.jpeg_bytes
-        recovered.outcomes[record.line.outcome] += 1
-    # The sample's own entry does not prove that its images are there: their entries may be damaged.
-    if len(recovered.images.get(position, ())) == image_counts.get(position):
-        recovered.samples.add(position)
-        recovered.images.pop(position, None)
-        recovered.jpeg_bytes.pop(position, None)
-        del image_counts[position]
+        marker = read_marker(file)
+        end_offset = file.tell()
+        for entry in read_entries(file, marker):
+            recovered.add(entry.record)
+            end_offset = entry.end_offset
+        file.truncate(end_offset)
+    return marker, end_offset

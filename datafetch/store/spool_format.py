@@ -171,15 +171,30 @@ def read_marker(file: BinaryIO) -> bytes:
 
 def encode(record: LazySpoolRecord, marker: bytes) -> tuple[bytes, ...]:
     """Encode one entry, as pieces that are to be written one after another."""
-    if isinstance(record, Sample):
-        kind, metadata, jpeg = _SAMPLE, _encode_sample(record), b""
-    else:
-        kind, metadata, jpeg = _IMAGE, _encode_line(record.line), record.load().jpeg
-    start = _KIND_AND_LENGTH.pack(kind, len(metadata))
+    start, metadata, jpeg = _encode_payload(record)
     # The pieces are not joined here, because the metadata alone may have a hundred megabytes.
     crc = crc32(jpeg, crc32(metadata, crc32(start)))
     header = _ENTRY_HEADER.pack(marker, len(start) + len(metadata) + len(jpeg), crc)
     return header, _HEADER_CRC.pack(crc32(header)), start, metadata, jpeg
+
+
+def to_payload(record: SpoolRecord) -> bytes:
+    """The payload of an entry, without what makes it one of a spool."""
+    return b"".join(_encode_payload(record))
+
+
+def from_payload(payload: bytes) -> SpoolRecord:
+    """The content of such a payload."""
+    return _decode(payload)
+
+
+def _encode_payload(record: LazySpoolRecord) -> tuple[bytes, bytes, bytes]:
+    """Kind and length of the metadata, the metadata, and the JPEG."""
+    if isinstance(record, Sample):
+        kind, metadata, jpeg = _SAMPLE, _encode_sample(record), b""
+    else:
+        kind, metadata, jpeg = _IMAGE, _encode_line(record.line), record.load().jpeg
+    return _KIND_AND_LENGTH.pack(kind, len(metadata)), metadata, jpeg
 
 
 def _encode_line(line: LedgerLine) -> bytes:

@@ -1,7 +1,8 @@
-"""Reads the spool of a shard whose samples have all ended: samples in manifest order, with results of their images."""
+"""Reads the spools of a shard whose samples have all ended: samples in manifest order, with results of their images."""
 
 from __future__ import annotations
 
+import errno
 import io
 from array import array
 from collections.abc import Callable, Iterator
@@ -46,24 +47,37 @@ class SpooledSample:
 
 
 class SpoolReader:
-    """Reads a spool in manifest order, once all samples of its shard have ended.
+    """Reads the spools of a shard in manifest order, once all of its samples have ended.
 
-    Memory holds 8 bytes per entry, and 56 while the spool is opened. JPEGs, of which a sample may have hundreds, stay
-    in the spool until they are loaded; the file remains open until neither this reader nor any of its images is
+    Memory holds 10 bytes per entry, and 58 while the spools are opened. JPEGs, of which a sample may have hundreds,
+    stay in their spool until they are loaded; the files remain open until neither this reader nor any of its images is
     referenced.
+
+    Args:
+        paths: The spools, at least one.
+
+    Raises:
+        FileNotFoundError: None was given, or one is missing.
     """
 
-    def __init__(self, path: Path) -> None:
-        require_regular(path)
-        self._file = _FileOfImages(io.FileIO(path))
-        self._marker = read_marker(self._file)
-        samples, images, offsets = array("q"), array("q"), array("q")
-        for offset, sample, image in read_positions(self._file, self._marker):
-            samples.append(sample)
-            images.append(image)
-            offsets.append(offset)
+    def __init__(self, *paths: Path) -> None:
+        if not paths:
+            raise FileNotFoundError(errno.ENOENT, "there is no spool")
+        self._spools: list[tuple[_FileOfImages, bytes]] = []
+        samples, images, offsets, numbers = array("q"), array("q"), array("q"), array("H")
+        for number, path in enumerate(paths):
+            require_regular(path)
+            file = _FileOfImages(io.FileIO(path))
+            marker = read_marker(file)
+            self._spools.append((file, marker))
+            for offset, sample, image in read_positions(file, marker):
+                samples.append(sample)
+                images.append(image)
+                offsets.append(offset)
+                numbers.append(number)
         order = np.lexsort((np.array(images, np.int64), np.array(samples, np.int64)))
         self._offsets = np.array(offsets, np.int64)[order]
+        self._numbers = np.array(numbers, np.uint16)[order]
 
     def samples(self) -> Iterator[SpooledSample]:
         """All samples with the results of their images, in manifest order.
@@ -87,10 +101,11 @@ class SpoolReader:
             yield SpooledSample(current.sample, tuple(images))
 
     def _in_order(self) -> Iterator[Sample | StoredImage]:
-        for offset in self._offsets:
-            record = read_stored(self._file, self._marker, int(offset))
+        for number, offset in zip(self._numbers, self._offsets, strict=True):
+            file, marker = self._spools[number]
+            record = read_stored(file, marker, int(offset))
             if record is None:
-                raise ConservationError(f"{self._file.name} changed while it was read")
+                raise ConservationError(f"{file.name} changed while it was read")
             yield record
 
 

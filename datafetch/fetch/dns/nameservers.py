@@ -116,6 +116,7 @@ class NameServers:
 
     Args:
         addresses: ``ADDRESS``, ``ADDRESS:PORT`` or ``[V6]:PORT`` each; empty uses the system's, in the system's order.
+        processes: How many processes query them, each for its part of the names at a time.
 
     Attributes:
         waiting: Number of names that wait for a slot.
@@ -127,14 +128,14 @@ class NameServers:
         NameServerError: c-ares does not accept the addresses.
     """
 
-    def __init__(self, addresses: Sequence[str] = ()) -> None:
+    def __init__(self, addresses: Sequence[str] = (), processes: int = 1) -> None:
         # c-ares's own rotation picks servers at random, dead ones included. Without it, a channel prefers live ones.
         orders = [(*addresses[first:], *addresses[:first]) for first in range(len(addresses))] or [()]
         self._channels = [_Channel(order, _ACCEPT_TRUNCATED) for order in orders]
         self._tcp_channels: list[_Channel] = []  # made when the first name needs it
         self._retired: list[_Channel] = []
-        self._slots = asyncio.Semaphore(_MAX_CONCURRENT_NAMES)
-        self._tcp_slots = asyncio.Semaphore(_MAX_CONCURRENT_TCP_NAMES)
+        self._slots = asyncio.Semaphore(max(1, _MAX_CONCURRENT_NAMES // processes))
+        self._tcp_slots = asyncio.Semaphore(max(1, _MAX_CONCURRENT_TCP_NAMES // processes))
         self._silent_until_s: dict[str, float] = {}  # by zone, the one that was silent last in the last position
         self.waiting = 0
         self.rounds = 0

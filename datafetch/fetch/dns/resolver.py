@@ -105,6 +105,7 @@ class Resolver:
         other_remedy: What else the operator can do if no name server answers, following another in a sentence.
         max_names: Size of the cache, from which the least recently used name is dropped.
         clock: In seconds, monotonic.
+        processes: How many processes ask the name servers, each for its part of the names at a time.
 
     Attributes:
         servers: The name servers, as something that this machine needs.
@@ -122,9 +123,10 @@ class Resolver:
         other_remedy: str = "",
         max_names: int = _MAX_CACHED_NAMES,
         clock: Callable[[], float] = time.monotonic,
+        processes: int = 1,
     ) -> None:
         self._guard = guard
-        self._servers = NameServers(nameservers)
+        self._servers = NameServers(nameservers, processes)
         self.servers = Means(
             self._servers.are_there,
             problem=lambda: _no_server(nameservers, refuses=self._servers.refuses),

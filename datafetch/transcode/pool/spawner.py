@@ -20,7 +20,6 @@ import asyncio
 import logging
 import os
 import pickle
-import signal
 import socket
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
@@ -28,7 +27,7 @@ from dataclasses import dataclass
 from typing import Self
 
 from datafetch.errors import ResourceError
-from datafetch.process.child import child_command, start_failure
+from datafetch.process.child import child_command, signal_name, start_failure
 from datafetch.transcode.pool.forkserver import COMMAND, FORK, FORK_FAILED, KILL, STATUS
 from datafetch.transcode.pool.protocol import U32, Codec, Startup, encode_message
 from datafetch.transcode.pool.sandbox import kept_environment
@@ -196,14 +195,6 @@ class Spawner:
             f"a codec process ended with status {status} before its first image; "
             "check that this Python can import PIL.Image, see the messages above, and run the same command again"
         )
-
-
-def signal_name(number: int) -> str:
-    """Return the name of a signal, such as ``SIGSEGV``, or ``signal 40`` if it has none."""
-    try:
-        return signal.Signals(number).name
-    except ValueError:
-        return f"signal {number}"
 
 
 class _TransientError(ResourceError):

@@ -1,0 +1,1 @@
+"""Worker processes, each with an event loop, a fetcher and codec processes of its own, that share one run."""

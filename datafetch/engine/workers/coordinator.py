@@ -1,0 +1,428 @@
+"""Coordinator: hands out the samples of a feed to worker processes, and publishes complete shards.
+
+Theory of operation. The coordinator reads the manifest and knows, for each sample that it has handed out, which worker
+has it in hand. A worker fetches samples, with a loop, connections and codec processes of its own, and appends the
+results to spools of its own, one for each shard; then it reports that they have ended. When all samples of a shard have
+ended, the shard is committed from all of its spools together. So no image passes through the coordinator, and what it
+does for one is to hand it out, and to count it.
+
+A sample goes to the worker that owns the host of its first URL, if that has room, and else to the one with the most
+room. The owner need not ask another worker for a slot at the host, or what became of the URL; but no worker waits for
+samples while another has too many.
+
+When a worker is killed, its spools hold everything that it had finished, reported or not. They are read, so that these
+samples count as ended, and what else it had in hand is handed out again, together with what the spools have of it.
+Another process takes its number, its spools, and the hosts that it owned; ``mesh`` says how the others find it.
+
+Rules: a worker that was killed is replaced; one that ends by itself has met a fault of ours, and one that says that it
+can't go on has met one of the machine's: both stop the run.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, replace
+from operator import attrgetter
+
+from datafetch import errors
+from datafetch.engine.feed import Feed, NextSample, OpenShard
+from datafetch.engine.first_outcomes import FirstOutcomes, OutcomeComparison
+from datafetch.engine.image_access import ImageAccess
+from datafetch.engine.pipeline import FetchCounts, refuse_open_shards
+from datafetch.engine.publish import Publisher
+from datafetch.engine.workers.budgets import share_of
+from datafetch.engine.workers.messages import (
+    Ended,
+    Failed,
+    Finished,
+    FromWorker,
+    Listens,
+    Logged,
+    PeerListens,
+    Ready,
+    Stop,
+    Wants,
+    WorkerStatistics,
+)
+from datafetch.engine.workers.owner import owner_of_url
+from datafetch.engine.workers.startup import Startup
+from datafetch.engine.workers.worker_process import InHand, WorkerProcess
+from datafetch.errors import ResourceError
+from datafetch.model.outcome import OK
+from datafetch.model.sample import Sample
+from datafetch.model.statistics import Statistics, WorkerState
+from datafetch.process.child import signal_name
+from datafetch.store.spool import FoundResults, find_results
+
+_MAX_FRUITLESS_STARTS = 3
+_MAX_REMEMBERED_LINES = 1000
+_WATCH_INTERVAL_S = 0.5
+_SAME_LINE_S = 60.0  # what one worker logs that long after another is no repetition
+_ERRORS = {
+    error.__name__: error
+    for error in (errors.ConfigurationError, errors.ConservationError, errors.ManifestError, errors.ResourceError)
+}
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class _Totals:
+    """What workers have done that have ended since."""
+
+    requests: int = 0
+    fetched_bytes: int = 0
+
+    def add(self, statistics: WorkerStatistics) -> None:
+        self.requests += statistics.requests
+        self.fetched_bytes += statistics.fetched_bytes
+
+
+class Coordinator:
+    """Fetches, transcodes and publishes everything that a feed hands out, in worker processes.
+
+    Args:
+        feed: Where the samples come from.
+        access: Where the bytes of images come from, with the job of all workers together.
+        workers: The number of workers.
+        publisher: Publishes shards.
+    """
+
+    def __init__(self, feed: Feed, access: ImageAccess, workers: int, publisher: Publisher) -> None:
+        self._feed = feed
+        self._access = access
+        self._number_of_workers = workers
+        self._publisher = publisher
+        self._workers: dict[int, WorkerProcess] = {}
+        self._shard_numbers: dict[OpenShard, int] = {}
+        self._last_shard = 0
+        self._outstanding = 0
+        self._stopping = asyncio.Event()
+        self._all_ended = asyncio.Event()
+        self._has_room = asyncio.Event()
+        self._unflushed: set[WorkerProcess] = set()
+        self._outcomes: Counter[str] = Counter()
+        self._by_worker: defaultdict[int, Counter[str]] = defaultdict(Counter)
+        self._kills: Counter[int] = Counter()
+        self._repeated = self._adopted = 0
+        self._past = _Totals()
+        self._peak_open_requests = 0
+        self._first_outcomes: FirstOutcomes | None = None
+        self._log = _WorkersLog()
+        self._loop = asyncio.get_running_loop()
+        self._next_watch_s = 0.0
+        self._started_s = time.monotonic()
+
+    async def run(self) -> None:
+        """Work until all shards are published.
+
+        Raises:
+            DatafetchError: What stopped the run. The results of images that have ended are in the spools.
+            ConservationError: The manifest yielded fewer samples than it had counted.
+        """
+        try:
+            async with asyncio.TaskGroup() as group:
+                await self._hand_out_all(group)
+                await self._until_all_ended()
+                self._stopping.set()
+                for worker in self._workers.values():
+                    worker.send(Stop())
+        finally:
+            async with AsyncExitStack() as ending:
+                ending.push_async_callback(self._feed.close)
+                for worker in self._workers.values():
+                    ending.push_async_callback(worker.end)
+                    worker.close()
+        refuse_open_shards(self._feed)
+        self._watch()
+        if self._first_outcomes is not None:
+            self._first_outcomes.end()
+
+    def counts(self) -> FetchCounts:
+        """What was done."""
+        now = self._sum()
+        return FetchCounts(
+            outcomes=self._outcomes,
+            repeated=self._repeated,
+            adopted=self._adopted,
+            requests=now.requests,
+            fetched_bytes=now.fetched_bytes,
+            connections=now.connections,
+            peak_open_requests=self._peak_open_requests,
+            failed_alike=None if self._first_outcomes is None else self._first_outcomes.failed_alike,
+            networks=() if self._first_outcomes is None else self._first_outcomes.networks,
+        )
+
+    def statistics(self) -> Statistics:
+        """A snapshot of the run."""
+        now, outcomes = self._sum(), self._outcomes + self._feed.ended_before
+        return Statistics(
+            expected_images=self._feed.expected_images(),
+            ok=outcomes[OK],
+            failed=outcomes.total() - outcomes[OK],
+            earlier=self._feed.ended_before.total(),
+            shards=self._feed.shards,
+            shards_published=len(self._feed.published),
+            fetched_bytes=now.fetched_bytes,
+            connections=now.connections,
+            open_requests=now.open_requests,
+            elapsed_s=time.monotonic() - self._started_s,
+            waiting=now.waiting,
+            transcoding=now.transcoding,
+            workers=tuple(map(self._state_of, self._workers.values())),
+        )
+
+    def _state_of(self, worker: WorkerProcess) -> WorkerState:
+        outcomes = self._by_worker[worker.number]
+        return WorkerState(
+            number=worker.number,
+            pid=worker.pid,
+            images=outcomes.total(),
+            failed=outcomes.total() - outcomes[OK],
+            open_requests=0 if worker.statistics is None else worker.statistics.open_requests,
+            kills=self._kills[worker.number],
+        )
+
+    def _sum(self) -> WorkerStatistics:
+        """The statistics of all workers together."""
+        parts = [worker.statistics for worker in self._workers.values() if worker.statistics is not None]
+        waiting = [part.waiting for part in parts if part.waiting is not None]
+        most = max(waiting, key=lambda one: one.host_images, default=None)
+        compared = OutcomeComparison()
+        for part in parts:
+            compared.merge(part.compared)
+        return WorkerStatistics(
+            requests=self._past.requests + sum(part.requests for part in parts),
+            fetched_bytes=self._past.fetched_bytes + sum(part.fetched_bytes for part in parts),
+            connections=sum(part.connections for part in parts),
+            open_requests=sum(part.open_requests for part in parts),
+            peak_open_requests=sum(part.peak_open_requests for part in parts),
+            transcoding=sum(part.transcoding for part in parts),
+            waiting=None if most is None else replace(most, images=sum(one.images for one in waiting)),
+            compared=compared,
+        )
+
+    async def _hand_out_all(self, group: asyncio.TaskGroup) -> None:
+        while (next_sample := await self._feed.pull()) is not None:
+            if next_sample.sample is None:
+                group.create_task(self._publish(next_sample.shard))
+                continue
+            if not self._workers:
+                await self._start_workers(group)
+            self._outstanding += 1
+            ended, jpeg_bytes = next_sample.shard.spool.recovered.of_sample(next_sample.sample)
+            await self._hand_out(InHand(next_sample, next_sample.sample, ended, jpeg_bytes))
+
+    async def _hand_out(self, one: InHand) -> None:
+        """Wait until a worker has room for a sample, and hand it to that."""
+        while (worker := self._choose(one.sample)) is None:
+            self._has_room.clear()
+            await self._has_room.wait()
+        shard = one.next_sample.shard
+        worker.hand_out(self._number_of(shard), shard.shard.name, one)
+        if not self._unflushed:
+            self._loop.call_soon(self._flush)
+        self._unflushed.add(worker)
+
+    def _choose(self, sample: Sample) -> WorkerProcess | None:
+        """The worker that gets a sample; None if none has room."""
+        if sample.urls:
+            owner = self._workers[owner_of_url(sample.urls[0], self._number_of_workers)]
+            if owner.room > 0:
+                return owner
+        worker = max(self._workers.values(), key=attrgetter("room"))
+        return worker if worker.room > 0 else None
+
+    def _flush(self) -> None:
+        for worker in self._unflushed:
+            worker.flush()
+        self._unflushed.clear()
+
+    def _number_of(self, shard: OpenShard) -> int:
+        number = self._shard_numbers.get(shard)
+        if number is None:
+            number = self._last_shard = self._last_shard + 1
+            self._shard_numbers[shard] = number
+        return number
+
+    async def _until_all_ended(self) -> None:
+        while self._outstanding:
+            self._all_ended.clear()
+            await self._all_ended.wait()
+
+    async def _start_workers(self, group: asyncio.TaskGroup) -> None:
+        for number in range(1, self._number_of_workers + 1):
+            self._workers[number] = await self._start(number)
+        for worker in self._workers.values():
+            group.create_task(self._keep(worker, group))
+
+    async def _start(self, number: int) -> WorkerProcess:
+        job = share_of(self._access.job, number, self._number_of_workers)
+        access = replace(self._access, job=job)
+        level = logging.getLogger("datafetch").getEffectiveLevel()
+        return await WorkerProcess.start(Startup(number, self._number_of_workers, access, level))
+
+    async def _keep(self, worker: WorkerProcess, group: asyncio.TaskGroup) -> None:
+        """Listen to a worker until it has finished, and replace it when it is killed."""
+        fruitless = 0
+        while not await self._listen(worker, group) and not self._stopping.is_set():
+            fruitless = 0 if worker.has_ended_any else fruitless + 1
+            if fruitless == _MAX_FRUITLESS_STARTS:
+                raise ResourceError(
+                    f"a worker process was killed ({signal_name(-(worker.returncode or 0))}) {fruitless} times before "
+                    "it had fetched anything, perhaps for its memory; reduce --workers, --processes or --memory, and "
+                    "run the same command again"
+                )
+            _log.warning(
+                "worker %d was killed (%s): another one takes its place, and nothing that it had fetched is lost",
+                worker.number,
+                signal_name(-(worker.returncode or 0)),
+            )
+            self._kills[worker.number] += 1
+            if worker.statistics is not None:
+                self._past.add(worker.statistics)
+            left = await self._take_back(worker, group)
+            worker = self._workers[worker.number] = await self._start(worker.number)
+            if self._stopping.is_set():  # since then, the others have ended all samples
+                worker.send(Stop())
+            group.create_task(self._hand_out_again(left))
+
+    async def _listen(self, worker: WorkerProcess, group: asyncio.TaskGroup) -> bool:
+        """Listen to a worker until it has ended; return whether it had finished.
+
+        Raises:
+            DatafetchError: The worker has said that it can't go on.
+            RuntimeError: It has ended by a fault of its own.
+        """
+        while messages := await worker.receive():
+            for message in messages:
+                self._take(worker, message, group)
+        worker.room = 0
+        await worker.end()
+        if not worker.has_finished and (worker.returncode or 0) >= 0:
+            raise RuntimeError(f"a worker process ended with status {worker.returncode}; its traceback is above")
+        return worker.has_finished
+
+    def _take(self, worker: WorkerProcess, message: FromWorker, group: asyncio.TaskGroup) -> None:
+        match message:
+            case Ended():
+                self._take_ended(worker, message, group)
+            case Wants():
+                worker.room += message.samples
+                self._has_room.set()
+            case WorkerStatistics():
+                worker.statistics = message
+                if self._loop.time() >= self._next_watch_s:
+                    self._watch()
+            case Logged():
+                self._log.relay(worker.number, message)
+            case Listens():
+                worker.address = message.address
+                self._introduce(worker)
+            case Ready():
+                self._begin_to_watch(message)
+            case Failed():
+                raise _ERRORS.get(message.kind, ResourceError)(message.text)
+            case Finished():
+                worker.has_finished = True
+
+    def _take_ended(self, worker: WorkerProcess, message: Ended, group: asyncio.TaskGroup) -> None:
+        self._count(worker, message.outcomes)
+        self._repeated += message.repeated
+        self._adopted += message.adopted
+        worker.has_ended_any = True
+        for key in message.samples:
+            self._end(worker.in_hand.pop(key).next_sample, group)
+
+    def _count(self, worker: WorkerProcess, outcomes: Mapping[str, int]) -> None:
+        self._outcomes.update(outcomes)
+        self._by_worker[worker.number].update(outcomes)
+
+    def _introduce(self, worker: WorkerProcess) -> None:
+        """Tell a worker where all others listen, and tell them where it does."""
+        for other in self._workers.values():
+            if other is not worker and other.address:
+                other.send(PeerListens(worker.number, worker.address))
+                worker.send(PeerListens(other.number, other.address))
+
+    def _end(self, next_sample: NextSample, group: asyncio.TaskGroup) -> None:
+        """Count a sample as ended, and publish its shard if it was the last."""
+        self._outstanding -= 1
+        if not self._outstanding:
+            self._all_ended.set()
+        if self._feed.mark_ended(next_sample):
+            group.create_task(self._publish(next_sample.shard))
+
+    async def _publish(self, shard: OpenShard) -> None:
+        totals = await self._publisher.commit(shard)
+        number = self._shard_numbers.pop(shard, None)
+        if number is not None:
+            for worker in self._workers.values():
+                worker.close_shard(number)
+        await self._feed.close_published(shard, totals)
+
+    async def _take_back(self, worker: WorkerProcess, group: asyncio.TaskGroup) -> list[InHand]:
+        """Read what a worker that was killed had finished, and return what else it had in hand."""
+        by_shard: dict[OpenShard, dict[int, InHand]] = {}
+        for one in worker.in_hand.values():
+            by_shard.setdefault(one.next_sample.shard, {})[one.sample.position] = one
+        worker.in_hand.clear()
+        left: list[InHand] = []
+        for shard, in_hand in by_shard.items():
+            path = self._access.output.layout.worker_spool(shard.shard.name, worker.number)
+            found = await find_results(path, in_hand.keys())
+            for position, one in in_hand.items():
+                results = found.get(position, FoundResults())
+                new = {image: line for image, line in results.lines.items() if image not in one.ended}
+                self._count(worker, Counter(line.outcome for line in new.values()))
+                now = one.with_results(new, sum(results.jpeg_bytes[image] for image in new))
+                if results.has_ended and len(now.ended) == len(now.sample.urls):
+                    self._end(now.next_sample, group)
+                else:
+                    left.append(now)
+        return left
+
+    async def _hand_out_again(self, left: Sequence[InHand]) -> None:
+        for one in left:
+            await self._hand_out(one)
+
+    def _begin_to_watch(self, ready: Ready) -> None:
+        if self._first_outcomes is None:
+            output = self._access.output
+            self._first_outcomes = FirstOutcomes(
+                ready.unused_proxy,
+                ready.used_proxies,
+                is_retry=output.retry is not None,
+                has_others=lambda: output.is_repair or self._adopted > 0 or self._feed.ended_before[OK] > 0,
+            )
+
+    def _watch(self) -> None:
+        """Look at what all workers have reported, a few times a second however many there are."""
+        self._next_watch_s = self._loop.time() + _WATCH_INTERVAL_S
+        now = self._sum()
+        self._peak_open_requests = max(self._peak_open_requests, now.peak_open_requests)
+        if self._first_outcomes is not None:
+            self._first_outcomes.replace(now.compared)
+
+
+class _WorkersLog:
+    """Logs what workers log. What several of them say at the same time is logged once."""
+
+    def __init__(self) -> None:
+        self._last: dict[tuple[str, str], tuple[int, float]] = {}
+
+    def relay(self, worker: int, message: Logged) -> None:
+        """Log a message of a worker, unless another one has just logged the same."""
+        key, now_s = (message.logger, message.text), time.monotonic()
+        last_worker, last_s = self._last.get(key, (worker, 0.0))
+        if last_worker != worker and now_s - last_s < _SAME_LINE_S:
+            return
+        if len(self._last) >= _MAX_REMEMBERED_LINES:
+            self._last.clear()
+        self._last[key] = worker, now_s
+        logging.getLogger(message.logger).log(message.level, "%s", message.text)

@@ -1,0 +1,216 @@
+"""The process of a worker, which fetches the samples that the coordinator hands it.
+
+Its standard input is a socket to the coordinator, over which all messages go (``messages``); the first thing that comes
+is a pickled ``Startup``, behind its length. A worker ends when it is told that there are no more samples, when it can't
+go on, which it says first, or when the coordinator is gone. Results are in its spools before it reports them, so that
+nothing is lost with it but what is in flight.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import pickle
+import socket
+import sys
+from collections.abc import Callable
+from functools import partial
+from itertools import count
+
+import uvloop
+
+from datafetch.engine.dedup import MAX_RETAINED_BYTES, SHARE_OF_FREE_BYTES, ReadableSpools
+from datafetch.engine.fetch_sample import SampleFetcher
+from datafetch.engine.finish_by import loop_time_of
+from datafetch.engine.first_outcomes import OutcomeComparison
+from datafetch.engine.opened_meanwhile import opened_meanwhile
+from datafetch.engine.sample_tasks import SYNC_INTERVAL_S, SampleTasks
+from datafetch.engine.workers.channel import Channel
+from datafetch.engine.workers.mesh import Mesh
+from datafetch.engine.workers.messages import (
+    CloseShard,
+    Failed,
+    Finished,
+    FromWorker,
+    Listens,
+    Logged,
+    OpenShard,
+    PeerListens,
+    Ready,
+    Samples,
+    Stop,
+    ToWorker,
+    WorkerStatistics,
+)
+from datafetch.engine.workers.received_samples import ReceivedSamples
+from datafetch.engine.workers.startup import LENGTH_BYTES, SampleToFetch, Startup, unpickle_samples
+from datafetch.errors import DatafetchError, ResourceError, is_exhaustion
+from datafetch.fetch import BodyBudget, Fetcher
+from datafetch.fetch.requester import Sharing
+from datafetch.model.observers import root_error
+from datafetch.process.allocator import collect_garbage_rarely, return_freed_memory
+from datafetch.process.child import end_with_parent
+from datafetch.transcode import Transcoder
+
+_STATISTICS_INTERVAL_S = 0.5
+
+
+class _CoordinatorGoneError(Exception):
+    """The coordinator has ended, or stops the run."""
+
+
+def main() -> None:
+    """Run the process."""
+    end_with_parent()
+    collect_garbage_rarely()
+    return_freed_memory()
+    connection = socket.socket(fileno=os.dup(sys.stdin.fileno()))
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(_run(connection))
+
+
+async def _run(connection: socket.socket) -> None:
+    reader, writer = await asyncio.open_unix_connection(sock=connection)
+    try:
+        length = int.from_bytes(await reader.readexactly(LENGTH_BYTES), "little")
+        startup: Startup = pickle.loads(await reader.readexactly(length))  # noqa: S301 - from the parent process
+    except (asyncio.IncompleteReadError, ConnectionError):
+        return
+    channel: Channel[FromWorker, ToWorker] = Channel(reader, writer, ToWorker)
+    _log_to(channel, startup.log_level)
+    try:
+        await _work(startup, channel)
+    except BaseExceptionGroup as errors:
+        if errors.subgroup(_CoordinatorGoneError) is not None:  # which says why, if there is anything else to say
+            return
+        error = root_error(errors)
+        if is_exhaustion(error):
+            error = ResourceError.from_exhaustion(error)
+        if not isinstance(error, DatafetchError):
+            raise
+        channel.send(Failed(type(error).__name__, str(error)))
+        await channel.drain()
+
+
+async def _work(startup: Startup, channel: Channel[FromWorker, ToWorker]) -> None:
+    access, job = startup.access, startup.access.job
+    spools = ReadableSpools(
+        startup.worker,
+        max_retained_bytes=MAX_RETAINED_BYTES // startup.workers,
+        share_of_free=SHARE_OF_FREE_BYTES / startup.workers,
+    )
+    budget = BodyBudget(job.memory_bytes, count(startup.worker, startup.workers))
+    compared = OutcomeComparison()
+    async with asyncio.TaskGroup() as group, Mesh(startup.worker, startup.workers, spools, group) as mesh:
+        samples = ReceivedSamples(startup.worker, access.output.layout, channel, mesh)
+        listening = group.create_task(_listen(channel, mesh, samples))
+        channel.send(Listens(mesh.address))
+        async with (
+            Fetcher(job.fetch, budget=budget, sharing=Sharing(startup.workers, mesh.share_hosts)) as fetch,
+            opened_meanwhile(
+                Transcoder(access.spec, processes=job.processes, quarantine=access.output.layout.quarantine)
+            ) as transcode,
+            access.open(fetch, loop_time_of(job.finish_by)) as source,
+        ):
+            fetcher = SampleFetcher(
+                access.output,
+                source=source,
+                transcode=transcode,
+                budget=budget,
+                dedup=mesh,
+                compare=compared.add,
+            )
+            await mesh.wait_until_complete()
+            channel.send(Ready(fetch.unused_proxy, fetch.used_proxies))
+            report = partial(_report_statistics, channel, fetch, fetcher, compared)
+            background = [group.create_task(_repeat(report)), group.create_task(_sync_spools(samples))]
+            samples.begin()
+            try:
+                await SampleTasks(samples.pull, partial(_process, samples, fetcher), source).run()
+            finally:
+                await samples.close()
+                mesh.close()
+            report()
+        channel.send(Finished())
+        await channel.drain()
+        for task in (listening, *background):
+            task.cancel()
+
+
+async def _process(samples: ReceivedSamples, fetcher: SampleFetcher, one: SampleToFetch) -> None:
+    spool = await samples.spool_of(one.shard)
+    await fetcher.fetch_sample(spool, one.sample, one.ended, one.jpeg_bytes)
+    samples.report_ended(one, fetcher)
+
+
+async def _listen(channel: Channel[FromWorker, ToWorker], mesh: Mesh, samples: ReceivedSamples) -> None:
+    while messages := await channel.receive():
+        for message in messages:
+            match message:
+                case Samples():
+                    samples.add(unpickle_samples(message.pickled))
+                case OpenShard():
+                    samples.open_shard(message.shard, message.name)
+                case CloseShard():
+                    await samples.close_shard(message.shard)
+                case PeerListens():
+                    mesh.connect(message.worker, message.address)
+                case Stop():
+                    samples.stop()
+                    mesh.stop_waiting()
+    raise _CoordinatorGoneError
+
+
+def _report_statistics(
+    channel: Channel[FromWorker, ToWorker], fetch: Fetcher, fetcher: SampleFetcher, compared: OutcomeComparison
+) -> None:
+    now = fetch.statistics()
+    channel.send(
+        WorkerStatistics(
+            requests=now.attempts,
+            fetched_bytes=now.fetched_bytes,
+            connections=now.connections,
+            open_requests=now.open_requests,
+            peak_open_requests=now.peak_open_requests,
+            transcoding=fetcher.transcoding,
+            waiting=now.waiting,
+            compared=compared,
+        )
+    )
+
+
+async def _repeat(report: Callable[[], None]) -> None:
+    while True:
+        report()
+        await asyncio.sleep(_STATISTICS_INTERVAL_S)
+
+
+async def _sync_spools(samples: ReceivedSamples) -> None:
+    while True:
+        await asyncio.sleep(SYNC_INTERVAL_S)
+        await samples.sync()
+
+
+class _LogHandler(logging.Handler):
+    """Sends what is logged to the coordinator, which logs it as its own."""
+
+    def __init__(self, channel: Channel[FromWorker, ToWorker], loop: asyncio.AbstractEventLoop) -> None:
+        super().__init__()
+        self._channel = channel
+        self._loop = loop
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Send a message, from any thread."""
+        text = self.format(record).encode("utf-8", "backslashreplace").decode()
+        try:
+            self._loop.call_soon_threadsafe(self._channel.send, Logged(record.name, record.levelno, text))
+        except RuntimeError:  # the loop is closed
+            self.handleError(record)
+
+
+def _log_to(channel: Channel[FromWorker, ToWorker], level: int) -> None:
+    logger = logging.getLogger("datafetch")
+    logger.addHandler(_LogHandler(channel, asyncio.get_running_loop()))
+    logger.setLevel(level)
+    logger.propagate = False

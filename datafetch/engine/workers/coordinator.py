@@ -6,9 +6,8 @@ results to spools of its own, one for each shard; then it reports that they have
 ended, the shard is committed from all of its spools together. So no image passes through the coordinator, and what it
 does for one is to hand it out, and to count it.
 
-A sample goes to the worker that owns the host of its first URL, if that has room, and else to the one with the most
-room. The owner need not ask another worker for a slot at the host, or what became of the URL; but no worker waits for
-samples while another has too many.
+A sample goes to the worker that owns the host of its first URL, unless that has too many (``waiting_samples``). The
+owner need not ask another worker for a slot at the host, or what became of the URL.
 
 When a worker is killed, its spools hold everything that it had finished, reported or not. They are read, so that these
 samples count as ended, and what else it had in hand is handed out again, together with what the spools have of it.
@@ -27,7 +26,6 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
-from operator import attrgetter
 
 from datafetch import errors
 from datafetch.engine.feed import Feed, NextSample, OpenShard
@@ -51,10 +49,10 @@ from datafetch.engine.workers.messages import (
 )
 from datafetch.engine.workers.owner import owner_of_url
 from datafetch.engine.workers.startup import Startup
+from datafetch.engine.workers.waiting_samples import WaitingSamples
 from datafetch.engine.workers.worker_process import InHand, WorkerProcess
 from datafetch.errors import ResourceError
 from datafetch.model.outcome import OK
-from datafetch.model.sample import Sample
 from datafetch.model.statistics import Statistics, WorkerState
 from datafetch.process.child import signal_name
 from datafetch.store.spool import FoundResults, find_results
@@ -104,7 +102,8 @@ class Coordinator:
         self._outstanding = 0
         self._stopping = asyncio.Event()
         self._all_ended = asyncio.Event()
-        self._has_room = asyncio.Event()
+        self._waiting = WaitingSamples(workers)
+        self._has_place = asyncio.Event()
         self._unflushed: set[WorkerProcess] = set()
         self._outcomes: Counter[str] = Counter()
         self._by_worker: defaultdict[int, Counter[str]] = defaultdict(Counter)
@@ -219,24 +218,25 @@ class Coordinator:
             await self._hand_out(InHand(next_sample, next_sample.sample, ended, jpeg_bytes))
 
     async def _hand_out(self, one: InHand) -> None:
-        """Wait until a worker has room for a sample, and hand it to that."""
-        while (worker := self._choose(one.sample)) is None:
-            self._has_room.clear()
-            await self._has_room.wait()
-        shard = one.next_sample.shard
-        worker.hand_out(self._number_of(shard), shard.shard.name, one)
-        if not self._unflushed:
-            self._loop.call_soon(self._flush)
-        self._unflushed.add(worker)
+        """Let a sample wait for a worker, as soon as not too many do."""
+        while self._waiting.is_full():
+            self._has_place.clear()
+            await self._has_place.wait()
+        urls = one.sample.urls
+        owner = owner_of_url(urls[0], self._number_of_workers) if urls else 1
+        self._waiting.add(owner, one)
+        for worker in self._workers.values() if self._waiting.is_full() else (self._workers[owner],):
+            self._serve(worker)
 
-    def _choose(self, sample: Sample) -> WorkerProcess | None:
-        """The worker that gets a sample; None if none has room."""
-        if sample.urls:
-            owner = self._workers[owner_of_url(sample.urls[0], self._number_of_workers)]
-            if owner.room > 0:
-                return owner
-        worker = max(self._workers.values(), key=attrgetter("room"))
-        return worker if worker.room > 0 else None
+    def _serve(self, worker: WorkerProcess) -> None:
+        """Give a worker as many samples as it has room for."""
+        while worker.room > 0 and (one := self._waiting.take(worker.number)) is not None:
+            shard = one.next_sample.shard
+            worker.hand_out(self._number_of(shard), shard.shard.name, one)
+            if not self._unflushed:
+                self._loop.call_soon(self._flush)
+            self._unflushed.add(worker)
+            self._has_place.set()
 
     def _flush(self) -> None:
         for worker in self._unflushed:
@@ -251,6 +251,9 @@ class Coordinator:
         return number
 
     async def _until_all_ended(self) -> None:
+        self._waiting.set_last()
+        for worker in self._workers.values():
+            self._serve(worker)
         while self._outstanding:
             self._all_ended.clear()
             await self._all_ended.wait()
@@ -314,7 +317,7 @@ class Coordinator:
                 self._take_ended(worker, message, group)
             case Wants():
                 worker.room += message.samples
-                self._has_room.set()
+                self._serve(worker)
             case WorkerStatistics():
                 worker.statistics = message
                 if self._loop.time() >= self._next_watch_s:

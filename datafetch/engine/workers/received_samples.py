@@ -1,8 +1,8 @@
 """ReceivedSamples: the samples that the coordinator hands to a worker, and the spools that their results go to.
 
 Rules: a worker asks for more samples than it has room for, so that a free task need not wait for the coordinator; but
-only for few, because what it has is not for others. Reports travel together, once in each iteration of the event loop
-at most.
+only for few, because what it has is not for others. What has ended is reported several times a second, so that a report
+is of many samples where there are many; the spools have them already.
 """
 
 from __future__ import annotations
@@ -19,8 +19,9 @@ from datafetch.engine.workers.startup import SampleToFetch
 from datafetch.store.layout import OutputLayout
 from datafetch.store.spool import Spool
 
-_LOOK_AHEAD_SAMPLES = 64
-_WANTED_AT_A_TIME = 16
+_LOOK_AHEAD_SAMPLES = 96
+_WANTED_AT_A_TIME = 32
+_REPORT_INTERVAL_S = 0.1
 
 
 class ReceivedSamples:
@@ -94,7 +95,7 @@ class ReceivedSamples:
     def report_ended(self, one: SampleToFetch, fetcher: SampleFetcher) -> None:
         """Report that a sample has ended, and what became of images since the last report."""
         if not self._ended:
-            self._loop.call_soon(self._report, fetcher)
+            self._loop.call_later(_REPORT_INTERVAL_S, self._report, fetcher)
         self._ended.append((one.shard, one.sample.position))
 
     async def close_shard(self, shard: int) -> None:

@@ -238,7 +238,7 @@ FAULTS = (
     Fault(
         "each worker counts the requests to a host for itself",
         "engine/workers/mesh.py",
-        "        return self._peers.get(owner_of_host(host, self._workers))\n",
+        "        return self.peer(owner_of_host(host, self.workers))\n",
         "        return None\n",
         ("worker_mesh", "workers"),
     ),

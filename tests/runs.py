@@ -173,8 +173,8 @@ class StoredImages:
 
 
 @contextmanager
-def serve_trial(folder: Path, *, side_px: int = 48) -> Iterator[Trial]:
-    """Write a dataset, serve it, and fetch it once without disturbance."""
+def serve_trial(folder: Path, *, side_px: int = 48, hosts: int = 1) -> Iterator[Trial]:
+    """Write a dataset, serve it under the addresses of so many hosts, and fetch it once without disturbance."""
     names = [f"{number:05d}.png" for number in range(_PICTURES)]
     (folder / "pictures").mkdir()
     for number, name in enumerate(names):
@@ -182,7 +182,13 @@ def serve_trial(folder: Path, *, side_px: int = 48) -> Iterator[Trial]:
         image.save(folder / "pictures" / name)
     with Origin(folder / "pictures") as origin:
         urls = [
-            origin.url(_FAULTS.get(number % 20, "well"), names[number % _PICTURES], number) for number in range(IMAGES)
+            origin.url(
+                _FAULTS.get(number % 20, "well"),
+                names[number % _PICTURES],
+                number,
+                host=f"127.0.0.{number % hosts + 1}",
+            )
+            for number in range(IMAGES)
         ]
         source = write_coyo_source(folder / "source", urls, files=SHARDS)
         undisturbed = RunFolders(folder / "undisturbed")

@@ -9,7 +9,7 @@ import pytest
 
 from datafetch import Job
 from datafetch.engine.workers import budgets
-from datafetch.engine.workers.budgets import count_workers, share_of
+from datafetch.engine.workers.budgets import count_workers, log_fewer_workers, policy_of_reader, share_of
 from datafetch.engine.workers.owner import owner_of_host, owner_of_url
 from datafetch.errors import ConfigurationError
 from datafetch.fetch import FetchPolicy
@@ -42,24 +42,34 @@ def test_there_is_one_worker_for_six_cpus(monkeypatch: pytest.MonkeyPatch, cpus:
         (job(workers=8, processes=16), 8),
         (job(workers=8, processes=3), 3),
         (job(workers=8, processes=16, connections=2), 2),
-        (job(workers=8, processes=16, max_rate_bytes_per_s=5000), 4),
+        (job(workers=8, processes=16, max_rate_bytes_per_s=5 * 1024), 4),
     ],
 )
-def test_no_worker_is_without_its_part(asked: Job, workers: int) -> None:
-    """Of codec processes, connections, and the rate."""
+def test_no_worker_is_without_its_part(asked: Job, workers: int, caplog: pytest.LogCaptureFixture) -> None:
+    """Of codec processes, connections, and the rate; that there are fewer is said."""
     assert count_workers(asked) == workers
+    log_fewer_workers(asked)
+    assert [f"{workers} of 8 workers are started" in message for message in caplog.messages] == [True] * (workers < 8)
 
 
 def test_all_parts_together_are_what_one_process_has() -> None:
     """Whatever can't be divided evenly; what holds for one host or image stays."""
     whole = job(workers=4, processes=7, connections=10, max_rate_bytes_per_s=10_001, per_host=3)
     whole = replace(whole, memory_bytes=1_000_003)
-    parts = [share_of(whole, number, 4) for number in range(1, 5)]
+    parts = [share_of(whole, number, 4, rate_parts=4) for number in range(1, 5)]
     assert sum(part.processes or 0 for part in parts) == 7
     assert sum(part.memory_bytes for part in parts) == 1_000_003
     assert sum(part.fetch.connections or 0 for part in parts) == 10
-    assert sum(part.fetch.max_rate_bytes_per_s or 0 for part in parts) == 10_001
+    assert {part.fetch.max_rate_bytes_per_s for part in parts} == {2_500}
     assert {part.fetch.per_host for part in parts} == {3}
+
+
+def test_reading_the_manifest_has_a_part_of_the_rate() -> None:
+    """Where it is read over the network while images are fetched."""
+    whole = job(workers=3, processes=3, max_rate_bytes_per_s=40_000)
+    assert policy_of_reader(whole).max_rate_bytes_per_s == 10_000
+    assert share_of(whole, 1, 3, rate_parts=4).fetch.max_rate_bytes_per_s == 10_000
+    assert policy_of_reader(replace(whole, workers=1)).max_rate_bytes_per_s == 40_000
 
 
 @pytest.mark.parametrize("workers", [0, 256])

@@ -12,9 +12,10 @@ import pytest
 from conftest import until
 from test_spool import make_outcome, make_result, make_sample
 
-from datafetch.engine.dedup import ReadableSpools
+from datafetch.engine.dedup import ReadableSpools, UrlTable
 from datafetch.engine.workers.mesh import Mesh
 from datafetch.engine.workers.owner import owner_of_host, owner_of_url
+from datafetch.engine.workers.shared_urls import SharedUrls
 from datafetch.fetch.hosts import HostDownError, Hosts
 from datafetch.fetch.shared_hosts import SharedHosts
 from datafetch.store.spool import Spool
@@ -30,12 +31,14 @@ class Worker:
 
     Attributes:
         mesh: Its connections.
+        urls: The URLs of all workers.
         own: The hosts that it owns.
         hosts: The slots of all hosts.
         spools: The spools that it has written.
     """
 
     mesh: Mesh
+    urls: SharedUrls
     own: Hosts
     hosts: SharedHosts
     spools: ReadableSpools
@@ -45,17 +48,18 @@ class Worker:
 async def open_worker(number: int) -> AsyncIterator[Worker]:
     """Open a worker that is not connected yet."""
     spools = ReadableSpools(number)
-    async with asyncio.TaskGroup() as group, Mesh(number, _WORKERS, spools, group) as mesh:
+    table = UrlTable()
+    async with asyncio.TaskGroup() as group, Mesh(number, _WORKERS, table, spools, group) as mesh:
         own = Hosts(_PER_HOST, 0.01)
-        yield Worker(mesh, own, mesh.share_hosts(own, lambda: None), spools)
+        yield Worker(mesh, SharedUrls(mesh, table, spools), own, mesh.share_hosts(own, lambda: None), spools)
 
 
 async def connect(first: Worker, second: Worker) -> None:
     """Connect two workers, as the coordinator lets them."""
     first.mesh.connect(second.mesh.worker, second.mesh.address)
     second.mesh.connect(first.mesh.worker, first.mesh.address)
-    await first.mesh.wait_until_complete()
-    await second.mesh.wait_until_complete()
+    await first.mesh.wait_until_connected()
+    await second.mesh.wait_until_connected()
 
 
 @pytest.fixture
@@ -164,21 +168,22 @@ async def test_the_end_of_a_worker_gives_back_what_it_held() -> None:
             slots = [one.hosts.slot(host, number) for number in range(_PER_HOST)]
             for slot in slots:
                 await slot.__aenter__()
-            lock = one.mesh.lock(url)
+            lock = one.urls.lock(url)
             await lock.__aenter__()
-        async with asyncio.timeout(10), owner.hosts.slot(host, 9), owner.mesh.lock(url):
+        async with asyncio.timeout(10), owner.hosts.slot(host, 9), owner.urls.lock(url):
             pass
 
 
 async def test_what_was_granted_holds_at_the_owner_that_replaces_another() -> None:
     """It counts the slots that others have, grants what they wait for, and keeps URLs locked."""
-    host, url = host_of(2), url_of(2)
+    host, url, dead = host_of(2), url_of(2), f"dead.{host_of(2)}"
+    assert owner_of_host(dead, _WORKERS) == 2
     async with open_worker(1) as one, AsyncExitStack() as held:
         async with open_worker(2) as owner:
             await connect(one, owner)
             for number in range(_PER_HOST):
                 await held.enter_async_context(one.hosts.slot(host, number))
-            lock = one.mesh.lock(url)
+            lock = one.urls.lock(url)
             await held.enter_async_context(lock)
             waiting = asyncio.create_task(one.hosts.slot(host, 9).__aenter__())
             await until_waiting(owner, 1)
@@ -187,7 +192,13 @@ async def test_what_was_granted_holds_at_the_owner_that_replaces_another() -> No
             await until_waiting(other, 1)
             own = asyncio.create_task(other.hosts.slot(host, 10).__aenter__())
             await until_waiting(other, 2)
-            other_lock = asyncio.create_task(other.mesh.lock(url).__aenter__())
+            for number in range(5):
+                async with other.own.slot(dead, number) as slot:
+                    slot.failed("refused")
+            other_lock = asyncio.create_task(other.urls.lock(url).__aenter__())
+            with pytest.raises(HostDownError):  # a round trip, after which the lock would have been granted
+                await one.hosts.slot(dead, 0).__aenter__()
+            assert not other_lock.done()
             await held.aclose()
             async with asyncio.timeout(10):
                 await asyncio.gather(waiting, own, other_lock)
@@ -204,32 +215,34 @@ async def test_a_result_is_found_by_all_workers(pair: tuple[Worker, Worker], tmp
     """Whoever owns the URL, and whoever has the result."""
     url = url_of(owner)
     spool = await Spool.open(tmp_path / "x.spool")
-    async with pair[0].mesh.lock(url) as locked:
+    async with pair[0].urls.lock(url) as locked:
         assert await locked.lookup() is None
         result, offset = await write_result(spool, url)
         locked.record(result, spool, offset)
     for worker in pair:
-        async with worker.mesh.lock(url) as locked:
+        async with worker.urls.lock(url) as locked:
             assert await locked.lookup() == result
     await spool.close()
     for worker in pair:
-        async with worker.mesh.lock(url) as locked:
+        async with worker.urls.lock(url) as locked:
             assert await locked.lookup() is None
 
 
 async def test_a_url_is_locked_for_all_workers(pair: tuple[Worker, Worker]) -> None:
-    """One after the other, in the order in which they came."""
+    """One after the other, in the order in which the owner came to know of them."""
     one, owner = pair
     url, order = url_of(2), list[str]()
 
     async def hold(worker: Worker, name: str) -> None:
-        async with worker.mesh.lock(url):
+        async with worker.urls.lock(url):
             order.append(name)
 
-    async with owner.mesh.lock(url):
-        tasks = [asyncio.create_task(hold(one, "one")), asyncio.create_task(hold(owner, "owner"))]
-        await asyncio.sleep(0)
-        assert not order
+    async with owner.urls.lock(url):
+        first = asyncio.create_task(hold(one, "other"))
+        async with one.hosts.slot(host_of(2), 0):  # a round trip, so the owner knows of the first
+            second = asyncio.create_task(hold(owner, "owner"))
+        async with one.hosts.slot(host_of(2), 1):
+            assert not order
     async with asyncio.timeout(10):
-        await asyncio.gather(*tasks)
-    assert sorted(order) == ["one", "owner"]
+        await asyncio.gather(first, second)
+    assert order == ["other", "owner"]

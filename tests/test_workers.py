@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 import socket
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler
@@ -19,7 +20,7 @@ import pytest
 from conftest import LOOPBACK
 from http_server import HttpServer
 from jobs import coyo_job
-from runs import Run, RunFolders, StoredImages, Trial, check_out_of_resources, serve_trial
+from runs import Run, RunFolders, StoredImages, Trial, check_out_of_resources, dying_at_a_step, serve_trial
 from sources import place_images, place_source, serve_pictures, tiny_options
 from test_fetch_shards import ledger_of, tree_of
 
@@ -31,10 +32,12 @@ from datafetch.demo.origin import Origin
 from datafetch.demo.pictures import paint, write_pictures
 from datafetch.fetch import FetchPolicy
 from datafetch.model.outcome import FailureKind
+from datafetch.model.statistics import Statistics
 from datafetch.store.layout import OutputLayout
 
 _WORKER = "datafetch.engine.workers.worker"
 _WORKERS = 3
+_HOSTS = 12  # so that each worker owns some
 _KILLED = -9
 _LIMIT = 3
 _EXCESS_PATIENCE_S = 0.1
@@ -44,7 +47,7 @@ _PAUSE_S = 2
 @pytest.fixture(scope="module")
 def trial(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Trial]:
     """A dataset of three shards on an origin of its own, and what a run of one process makes of it."""
-    with serve_trial(tmp_path_factory.mktemp("trial")) as served:
+    with serve_trial(tmp_path_factory.mktemp("trial"), hosts=_HOSTS) as served:
         yield served
 
 
@@ -75,13 +78,15 @@ def lines_of(layout: OutputLayout) -> list[dict[str, Any]]:
     return [line | {"attempts": None} if urls[line["url"]] > 1 else line for line in lines]
 
 
-def kill_one_worker(run: Run, rng: random.Random) -> bool:
-    """Kill a worker; return False if there is none at this moment."""
-    workers = run.family(_WORKER)
+def kill_one_worker(run: Run, rng: random.Random, killed: set[int]) -> bool:
+    """Kill a worker that was not killed before; return False if there is none at this moment."""
+    workers = [worker for worker in run.family(_WORKER) if worker.pid not in killed]
     if not workers:
         return False
+    victim = rng.choice(workers)
+    killed.add(victim.pid)
     with suppress(psutil.NoSuchProcess):
-        rng.choice(workers).kill()
+        victim.kill()
     return True
 
 
@@ -97,17 +102,16 @@ def test_workers_make_what_one_process_makes(trial: Trial, folders: RunFolders) 
 @pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow), pytest.param(2, marks=pytest.mark.slow)])
 def test_a_killed_worker_costs_only_what_is_in_flight(trial: Trial, folders: RunFolders, seed: int) -> None:
     """Another one takes its place, no stored image is requested again, and the output is the same."""
-    rng, kills = random.Random(seed), 0
+    rng, killed = random.Random(seed), set[int]()
     stored = StoredImages(trial, folders)
     with Run(command(trial, folders)) as run:
         next_bytes = rng.randrange(1, 60_000)
         for _ in run.readings():
-            if kills < 2 and folders.stored_bytes() >= next_bytes and kill_one_worker(run, rng):
+            if len(killed) < 2 and folders.stored_bytes() >= next_bytes and kill_one_worker(run, rng, killed):
                 stored.check()
-                kills += 1
                 next_bytes = folders.stored_bytes() + rng.randrange(1, 60_000)
         assert run.end() == 0, "\n".join(run.messages())
-        assert sum("was killed (SIGKILL)" in line for line in run.messages()) == kills > 0
+        assert sum("was killed (SIGKILL)" in line for line in run.messages()) == len(killed) > 0
     stored.check()
     check_like_one_run(trial, folders)
 
@@ -286,10 +290,45 @@ def test_a_retry_has_workers_too(tmp_path: Path) -> None:
         urls = [origin.url("busy" if number % 5 == 1 else "well", names[number % 10], number) for number in range(60)]
         policy = FetchPolicy(allow_net=LOOPBACK, retries=0, backoff_s=0.01)
         first = run_in_workers(tmp_path, urls, policy, workers=2)
-        report = datafetch.retry(str(tmp_path / "out"))
+        seen: list[Statistics] = []
+
+        async def watch(take: Callable[[], Statistics]) -> None:
+            while True:
+                seen.append(take())
+                await asyncio.sleep(0.01)
+
+        report = datafetch.retry(str(tmp_path / "out"), observers=[watch])
     assert 0 < first.totals.ok < len(urls)
     assert (report.totals.ok, report.retried) == (len(urls), len(urls) - first.totals.ok)
     assert read_status(tmp_path / "out").state is RunState.COMPLETE
+    assert max(len(one.workers) for one in seen) == 2
+
+
+@pytest.mark.rotating
+def test_a_worker_that_is_killed_whenever_it_starts_stops_the_run(trial: Trial, folders: RunFolders) -> None:
+    """With one line that says what to reduce; nothing is left behind."""
+    with Run(command(trial, folders), dying_at_a_step(_WORKER, 1, folders.root)) as run:
+        code = run.end()
+        assert "3 times before it had fetched anything" in check_out_of_resources(run, code)
+
+
+def test_an_empty_spool_of_a_killed_worker_is_no_damage(trial: Trial, folders: RunFolders) -> None:
+    """It was killed before it had written anything, and nobody opened the file again."""
+    with Run(command(trial, folders)) as run:
+        for _ in run.readings():
+            if folders.stored_bytes() > 1000:
+                run.process.kill()
+                break
+        run.end()
+    shards = {path.stem for path in folders.spools()}
+    (job_folder,) = folders.layout.all_spools.iterdir()
+    empty = job_folder / "worker-9"
+    empty.mkdir()
+    for shard in shards:
+        (empty / f"{shard}.spool").touch()
+    with Run(command(trial, folders, workers=1)) as run:
+        assert run.end() == 0, "\n".join(run.messages())
+    check_like_one_run(trial, folders)
 
 
 @pytest.fixture(scope="module")

@@ -38,7 +38,14 @@ _WORKER_MODULE = "benchmarks.waiting_worker"
 
 @dataclass(frozen=True, slots=True)
 class _Reading:
-    """How a run stood at one moment."""
+    """How a run stood at one moment.
+
+    Attributes:
+        at_s: When, by a monotonic clock.
+        cpu_s: The CPU time of the coordinator by then.
+        workers_cpu_s: That of all workers.
+        images: Images that had arrived.
+    """
 
     at_s: float
     cpu_s: float
@@ -50,7 +57,7 @@ def main() -> None:
     """Measure, print and save."""
     arguments = _arguments()
     vars(worker_process)["_MODULE"] = _WORKER_MODULE
-    os.environ[SERVICE_VARIABLE] = str(arguments.service)
+    os.environ[SERVICE_VARIABLE] = str(arguments.service_s)
     with TemporaryDirectory(prefix="datafetch-benchmark-", dir=arguments.folder) as name:
         folders, runs = (Path(name) / str(number) for number in count()), []
         sources = {workers: _write_source(next(folders), arguments, workers) for workers in arguments.workers}
@@ -58,7 +65,7 @@ def main() -> None:
             runs += [_run(workers, kind, source, next(folders), arguments) for workers, source in sources.items()]
     parameters = {**vars(arguments), "folder": None, "workers": list(arguments.workers)}
     record = Record("worker_scaling", "pace", "images/s", parameters, runs)
-    possible = arguments.connections / arguments.service
+    possible = arguments.connections / arguments.service_s
     fewest = min(arguments.workers)
     base = record.median(_case(fewest)) / fewest
     record.show(
@@ -78,8 +85,8 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--runs", type=int, default=3, help="measured runs of each case")
     parser.add_argument("--warm-ups", type=int, default=0, help="unmeasured runs of each before those")
     parser.add_argument("--connections", type=int, default=16, help="requests that a worker has open at once")
-    parser.add_argument("--service", type=float, default=0.25, help="seconds that each of them takes")
-    parser.add_argument("--seconds", type=float, default=20.0, help="how long a run takes, about")
+    parser.add_argument("--service-s", type=float, default=0.25, help="seconds that each of them takes")
+    parser.add_argument("--run-s", type=float, default=20.0, help="how long a run takes, about")
     parser.add_argument("--folder", type=Path, help="where to work, instead of the system's temporary folder")
     return parser.parse_args()
 
@@ -89,7 +96,7 @@ def _case(workers: int) -> str:
 
 
 def _write_source(folder: Path, arguments: argparse.Namespace, workers: int) -> CoyoSource:
-    images = round(workers * arguments.connections / arguments.service * arguments.seconds)
+    images = round(workers * arguments.connections / arguments.service_s * arguments.run_s)
     urls = [f"http://host{number % _HOSTS}.example/{number}.jpg" for number in range(images)]
     return write_coyo_source(folder, urls, files=4)
 
@@ -128,7 +135,7 @@ def _run(workers: int, kind: RunKind, source: CoyoSource, folder: Path, argument
         {
             "coordinator_us": (last.cpu_s - first.cpu_s) / images * 1e6,
             "worker_us": (last.workers_cpu_s - first.workers_cpu_s) / images * 1e6,
-            "linear_percent": pace / workers / (arguments.connections / arguments.service) * 100,
+            "linear_percent": pace / workers / (arguments.connections / arguments.service_s) * 100,
         },
     )
 

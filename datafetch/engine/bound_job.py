@@ -19,6 +19,7 @@ from datafetch.engine.published import download_file, download_source, find_publ
 from datafetch.engine.remote_files import open_remote_files
 from datafetch.engine.scan_cache import StateFolderCache
 from datafetch.engine.web_download import policy_for_files
+from datafetch.engine.workers.budgets import policy_of_reader
 from datafetch.errors import ConfigurationError, ManifestError
 from datafetch.fetch.receive_rate import ReceiveRate, rate_of
 from datafetch.model.dataset import Dataset
@@ -209,7 +210,7 @@ async def bind(job: Job) -> AsyncIterator[BoundJob]:
     if is_hub(job.source) and dataset.reads_in_place:
         place, names = await find_published(job, dataset)
         ids = await _download_ids(job)
-        rate = rate_of(job.fetch)  # the manifest is read while images are fetched
+        rate = rate_of(policy_of_reader(job))  # the manifest is read while images are fetched
         async with open_remote_files(place, names, policy_for_files(job), job.mirror, rate) as remote:
             reading = replace(job, ids=ids)
             bound = await run_in_thread(_bind, job, reading, dataset, NO_ARCHIVES, remote.files, on_cancel=remote.close)

@@ -39,7 +39,7 @@ from datafetch.model.wording import counted
 from datafetch.output.formats import format_of
 from datafetch.output.reshard.record import ReshardRecord, read_reshard_record
 from datafetch.store.job_file import Identity, JobFile, read_job_file, write_job_file
-from datafetch.store.layout import OutputLayout
+from datafetch.store.layout import OutputLayout, folders_of_spools
 
 _log = logging.getLogger(__name__)
 
@@ -213,7 +213,9 @@ def refuse_left_spools(layout: OutputLayout, scratch: Path | None, shards: Colle
     before = replace(layout, scratch=scratch)
     if before.all_spools.resolve() == layout.all_spools.resolve():
         return
-    if not any(before.spools(shard) for shard in shards):
+    names = {before.spool(shard).name for shard in shards}
+    folders = [folder for folder in folders_of_spools(before.spool_folder) if folder.is_dir()]
+    if not any(path.name in names for folder in folders for path in folder.iterdir()):
         return
     again = "leave out --scratch" if scratch is None else f"give --scratch {scratch} again"
     raise ConfigurationError(f"images fetched for {layout.out} lie in {before.all_spools}; {again}, or {otherwise}")

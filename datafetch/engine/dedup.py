@@ -40,7 +40,7 @@ _WAYS = 8
 _HASH_BITS = 64
 
 
-class Location(NamedTuple):
+class ResultLocation(NamedTuple):
     """Where a result was written.
 
     Attributes:
@@ -58,14 +58,14 @@ class Location(NamedTuple):
         return (self.worker << _NUMBER_BITS | self.spool) << _OFFSET_BITS | self.offset
 
     @classmethod
-    def unpack(cls, packed: int) -> Location:
+    def unpack(cls, packed: int) -> ResultLocation:
         """The location of such a number."""
         high, offset = divmod(packed, 1 << _OFFSET_BITS)
         worker, spool = divmod(high, 1 << _NUMBER_BITS)
         return cls(worker, spool, offset)
 
 
-ReadResult: TypeAlias = Callable[[Location], Awaitable[ImageResult | None]]
+ReadResult: TypeAlias = Callable[[ResultLocation], Awaitable[ImageResult | None]]
 """Reads the result at a location; None if it is no longer kept."""
 
 
@@ -85,7 +85,7 @@ class Deduplicator(Protocol):
     """The results of one run by URL, for the tasks of one event loop."""
 
     def lock(self, url: str) -> AbstractAsyncContextManager[LockedUrl]:
-        """Wait until no other task requests this URL, and keep others from requesting it."""
+        """Make a context in which no other task requests this URL; entering it waits."""
         ...
 
     async def retain(self, spool: Spool) -> None:
@@ -105,7 +105,7 @@ class UrlDeduplicator:
         self._spools = ReadableSpools()
 
     def lock(self, url: str) -> OwnUrl:
-        """Wait until no other task requests this URL, and keep others from requesting it."""
+        """Make a context in which no other task requests this URL; entering it waits."""
         return OwnUrl(url, self._table, self._spools, self._spools.read)
 
     async def retain(self, spool: Spool) -> None:
@@ -206,12 +206,12 @@ class UrlTable:
                 return
         del self._locked[url]
 
-    def find(self, url: str) -> Location | None:
+    def find(self, url: str) -> ResultLocation | None:
         """Where the result of a URL is, or that of another one with the same hash; None where none is known."""
         packed = self._index.get(hash(url))
-        return None if packed is None else Location.unpack(packed)
+        return None if packed is None else ResultLocation.unpack(packed)
 
-    def record(self, url: str, location: Location) -> None:
+    def record(self, url: str, location: ResultLocation) -> None:
         """Remember where the result of a URL is."""
         self._index.put(hash(url), location.pack())
 
@@ -240,11 +240,11 @@ class ReadableSpools:
         self._last_number = 0
         self._retained_bytes: dict[WrittenEntries, int] = {}  # the oldest first
 
-    def location(self, spool: Spool, offset: int) -> Location:
+    def location(self, spool: Spool, offset: int) -> ResultLocation:
         """The location of an entry, from which ``read`` will find it."""
-        return Location(self._worker, self._number_of(spool.entries), offset)
+        return ResultLocation(self._worker, self._number_of(spool.entries), offset)
 
-    async def read(self, location: Location) -> ImageResult | None:
+    async def read(self, location: ResultLocation) -> ImageResult | None:
         """The result at a location of this process; None where it is no longer kept."""
         entries = self._spools.get(location.spool)
         return None if entries is None else await entries.image(location.offset)

@@ -36,6 +36,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from datafetch.engine.completeness import recover_published
+from datafetch.errors import ConservationError
 from datafetch.model.ledger_line import ShardCounts
 from datafetch.model.manifest import ShardSource
 from datafetch.model.sample import Sample, Shard
@@ -203,6 +204,16 @@ class Feed:
         async with AsyncExitStack() as spools:
             for shard in self.open_shards:
                 spools.push_async_callback(shard.spool.close)
+
+    def refuse_open_shards(self) -> None:
+        """Check that no shard is left when there are no more samples.
+
+        Raises:
+            ConservationError: The manifest yielded fewer samples than it had counted.
+        """
+        if self.open_shards:
+            names = ", ".join(sorted(shard.shard.name for shard in self.open_shards))
+            raise ConservationError(f"the manifest ended before these shards were complete: {names}")
 
     def expected_samples(self) -> int | None:
         """The number of samples: exact once all shards are counted, else what the manifest expects or a projection."""

@@ -9,16 +9,16 @@ that has an outcome already is never cancelled.
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from datafetch.engine.dedup import Deduplicator, LockedUrl
+from datafetch.engine.image_counts import ImageCounts
 from datafetch.engine.image_source import ImageSource
 from datafetch.fetch import BodyBudget, Reservation
 from datafetch.model.image_interfaces import ImageTranscoder
 from datafetch.model.ledger_line import LedgerLine
-from datafetch.model.outcome import NOT_REQUESTED, OK, Body, Encoded, Failure, FailureKind, Fetched, Outcome, Source
+from datafetch.model.outcome import NOT_REQUESTED, Body, Encoded, Failure, FailureKind, Fetched, Outcome, Source
 from datafetch.model.sample import Sample
 from datafetch.output.merge import Output
 from datafetch.store.spool import Spool
@@ -37,10 +37,7 @@ class SampleFetcher:
         compare: Called with the outcome of each image that is requested.
 
     Attributes:
-        outcomes: Number of images by outcome.
-        repeated: Number of images that reused the result of an earlier request for the same URL.
         transcoding: Number of images that are being transcoded, or wait for that.
-        adopted: Number of images that were in their place already, or in an earlier output.
         budget: The memory budget for bodies.
     """
 
@@ -54,9 +51,6 @@ class SampleFetcher:
         dedup: Deduplicator,
         compare: Callable[[Outcome], None],
     ) -> None:
-        self.outcomes: Counter[str] = Counter()
-        self.repeated = 0
-        self.adopted = 0
         self.transcoding = 0
         self.dedup = dedup
         self._output = output
@@ -67,7 +61,7 @@ class SampleFetcher:
         self.budget = budget
 
     async def fetch_sample(
-        self, spool: Spool, sample: Sample, ended: Mapping[int, LedgerLine], jpeg_bytes: int
+        self, spool: Spool, sample: Sample, ended: Mapping[int, LedgerLine], jpeg_bytes: int, counts: ImageCounts
     ) -> None:
         """Fetch those images of a sample that have no outcome from an earlier run, and end the sample.
 
@@ -76,11 +70,12 @@ class SampleFetcher:
             sample: The sample.
             ended: The lines of the images that have an outcome, by their number.
             jpeg_bytes: The size of those of them that arrived.
+            counts: Counts the images that get an outcome, each when it has it.
         """
         if len(sample.urls) == 1 and not ended:
-            await _ImageTask(self, spool, sample, 0).run(sample)
+            await _ImageTask(self, spool, sample, 0, counts).run(sample)
             return
-        await _DocumentTask(self, spool, sample, self._output).run(ended, jpeg_bytes)
+        await _DocumentTask(self, spool, sample, self._output, counts).run(ended, jpeg_bytes)
         await spool.append(sample)
 
     async def find_failed(self, sample: Sample, images: Sequence[int]) -> list[int]:
@@ -116,14 +111,6 @@ class SampleFetcher:
         memory.shrink(len(result.jpeg))
         return result
 
-    def count(self, line: LedgerLine, *, is_repeated: bool = False) -> None:
-        """Count an image that has an outcome."""
-        self.outcomes[line.outcome] += 1
-        if line.outcome == OK:
-            self.repeated += is_repeated
-            is_here = line.source is Source.HAVE or (line.source is Source.WEB and not line.attempts)
-            self.adopted += is_here and not is_repeated
-
     def _may_have_been_cut(self, fetched: Fetched, failure: Failure) -> bool:
         """Whether the bytes of a damaged image may differ the next time; those of members have been checked."""
         is_from_web = fetched.source in (Source.WEB, Source.FALLBACK)
@@ -147,8 +134,9 @@ class _ImageTask:
         has_outcome: Whether the image has its outcome; from then on the task must not be cancelled.
     """
 
-    def __init__(self, fetcher: SampleFetcher, spool: Spool, sample: Sample, image: int) -> None:
+    def __init__(self, fetcher: SampleFetcher, spool: Spool, sample: Sample, image: int, counts: ImageCounts) -> None:
         self.has_outcome = False
+        self._counts = counts
         self._fetcher = fetcher
         self._spool = spool
         self._sample = sample
@@ -171,9 +159,10 @@ class _ImageTask:
         if known is None:
             result = await self._fetcher.fetch_image(self._sample, self._image, memory)
         else:
+            await memory.grow(known.jpeg_bytes)
             result = _for_image(known, self._sample, self._image)
         self.has_outcome = True
-        self._fetcher.count(result.line, is_repeated=known is not None)
+        self._counts.add(result.line, is_repeated=known is not None)
         offset = await spool.append(result, *then)
         locked.record(result, spool, offset)
         return result
@@ -188,8 +177,11 @@ def _for_image(known: ImageResult, sample: Sample, image: int) -> ImageResult:
 class _DocumentTask:
     """Fetches all images of one sample at the same time, until it is certain that it can't become a row."""
 
-    def __init__(self, fetcher: SampleFetcher, spool: Spool, sample: Sample, output: Output) -> None:
+    def __init__(
+        self, fetcher: SampleFetcher, spool: Spool, sample: Sample, output: Output, counts: ImageCounts
+    ) -> None:
         self._fetcher = fetcher
+        self._counts = counts
         self._spool = spool
         self._sample = sample
         self._output = output
@@ -222,7 +214,7 @@ class _DocumentTask:
 
     async def _fetch(self, images: Sequence[int]) -> list[int]:
         """Fetch images, and return those that have no outcome because the document was lost before they had one."""
-        tasks = {image: _ImageTask(self._fetcher, self._spool, self._sample, image) for image in images}
+        tasks = {image: _ImageTask(self._fetcher, self._spool, self._sample, image, self._counts) for image in images}
         async with asyncio.TaskGroup() as group:
             for image, task in tasks.items():
                 self._tasks[task] = group.create_task(self._run(image, task))
@@ -244,7 +236,7 @@ class _DocumentTask:
             ImageResult(LedgerLine.of(self._sample, image, NOT_REQUESTED, NOT_REQUESTED), b"") for image in images
         ]
         for result in results:
-            self._fetcher.count(result.line)
+            self._counts.add(result.line)
         if results:
             await self._spool.append(*results)
 

@@ -4,50 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
 
 from datafetch.engine.dedup import UrlDeduplicator
 from datafetch.engine.feed import Feed, NextSample, OpenShard
 from datafetch.engine.fetch_sample import SampleFetcher
 from datafetch.engine.first_outcomes import FirstOutcomes
+from datafetch.engine.image_counts import FetchCounts, ImageCounts
 from datafetch.engine.image_source import ImageSource
 from datafetch.engine.publish import Publisher
 from datafetch.engine.sample_tasks import SYNC_INTERVAL_S, SampleTasks
-from datafetch.errors import ConservationError
 from datafetch.fetch import BodyBudget
-from datafetch.model.advice import FailedAlike
 from datafetch.model.image_interfaces import ImageTranscoder
 from datafetch.model.outcome import OK
 from datafetch.model.statistics import Statistics
 from datafetch.output.merge import Output
-
-
-@dataclass(frozen=True, slots=True)
-class FetchCounts:
-    """What fetching the samples of a feed has come to.
-
-    Attributes:
-        outcomes: Number of images that got an outcome in this run, by outcome.
-        repeated: Of them, those that reused the result of an earlier request for the same URL.
-        adopted: Of them, those that were in their place already, or in an earlier output.
-        requests: The number of attempts; one with redirects counts once.
-        fetched_bytes: Body bytes received.
-        connections: How many requests might be open at the end.
-        peak_open_requests: The largest number of requests that were open at once.
-        failed_alike: How all images that were requested have failed; None unless all did, and alike.
-        networks: The networks that would have to be allowed for images that were refused.
-    """
-
-    outcomes: Mapping[str, int]
-    repeated: int
-    adopted: int
-    requests: int
-    fetched_bytes: int
-    connections: int
-    peak_open_requests: int
-    failed_alike: FailedAlike | None
-    networks: tuple[str, ...]
 
 
 class Pipeline:
@@ -80,8 +50,9 @@ class Pipeline:
             source.fetch.unused_proxy,
             source.fetch.used_proxies,
             is_retry=output.retry is not None,
-            has_others=lambda: output.is_repair or self._fetcher.adopted > 0 or feed.ended_before[OK] > 0,
+            has_others=lambda: output.is_repair or self._counts.adopted > 0 or feed.ended_before[OK] > 0,
         )
+        self._counts = ImageCounts()
         self._fetcher = SampleFetcher(
             output,
             source=source,
@@ -108,16 +79,14 @@ class Pipeline:
         finally:
             self._dedup.close()
             await self._feed.close()
-        refuse_open_shards(self._feed)
+        self._feed.refuse_open_shards()
         self._first_outcomes.end()
 
     def counts(self) -> FetchCounts:
         """What was done."""
         fetching = self._fetch.statistics()
         return FetchCounts(
-            outcomes=self._fetcher.outcomes,
-            repeated=self._fetcher.repeated,
-            adopted=self._fetcher.adopted,
+            images=self._counts,
             requests=fetching.attempts,
             fetched_bytes=fetching.fetched_bytes,
             connections=fetching.connections,
@@ -129,7 +98,7 @@ class Pipeline:
     def statistics(self) -> Statistics:
         """A snapshot of the run."""
         fetching = self._fetch.statistics()
-        outcomes = self._fetcher.outcomes + self._feed.ended_before
+        outcomes = self._counts.outcomes + self._feed.ended_before
         return Statistics(
             expected_images=self._feed.expected_images(),
             ok=outcomes[OK],
@@ -155,7 +124,7 @@ class Pipeline:
         shard = next_sample.shard
         if next_sample.sample is not None:
             ended, jpeg_bytes = shard.spool.recovered.of_sample(next_sample.sample)
-            await self._fetcher.fetch_sample(shard.spool, next_sample.sample, ended, jpeg_bytes)
+            await self._fetcher.fetch_sample(shard.spool, next_sample.sample, ended, jpeg_bytes, self._counts)
             if not self._feed.mark_ended(next_sample):
                 return
         await self._publish(shard)
@@ -164,14 +133,3 @@ class Pipeline:
         totals = await self._publisher.commit(shard)
         await self._dedup.retain(shard.spool)
         await self._feed.close_published(shard, totals)
-
-
-def refuse_open_shards(feed: Feed) -> None:
-    """Check that no shard is left when a feed has no more samples.
-
-    Raises:
-        ConservationError: The manifest yielded fewer samples than it had counted.
-    """
-    if feed.open_shards:
-        names = ", ".join(sorted(shard.shard.name for shard in feed.open_shards))
-        raise ConservationError(f"the manifest ended before these shards were complete: {names}")

@@ -38,7 +38,7 @@ class Publisher:
             ResourceError: The disk is full or can't be written.
             ConservationError: Samples or images were lost or counted twice; nothing was published.
         """
-        await shard.spool.sync()
+        await shard.spool.sync()  # that of this process; those of workers need not be on disk, for the shard soon is
         samples = shard.samples + shard.published_before
         async with self._committing:
             totals = await self._commit(Commit(self._output, shard.shard.name, samples, shard.notes, shard.row_numbers))

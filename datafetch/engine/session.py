@@ -18,7 +18,6 @@ import asyncio
 import shutil
 import threading
 import time
-from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, replace
@@ -30,12 +29,13 @@ from datafetch.engine.archives import NO_ARCHIVES, Archives
 from datafetch.engine.feed import Feed
 from datafetch.engine.finish_by import announced, loop_time_of
 from datafetch.engine.image_access import ImageAccess
+from datafetch.engine.image_counts import FetchCounts
 from datafetch.engine.job import Job, reshard_plan
 from datafetch.engine.opened_meanwhile import opened_meanwhile
 from datafetch.engine.permissions import count_permittable
-from datafetch.engine.pipeline import FetchCounts, Pipeline
+from datafetch.engine.pipeline import Pipeline
 from datafetch.engine.publish import Publisher
-from datafetch.engine.workers.budgets import count_workers
+from datafetch.engine.workers.budgets import count_workers, log_fewer_workers
 from datafetch.errors import ConservationError
 from datafetch.fetch import BodyBudget, Fetcher
 from datafetch.fetch.receive_rate import ReceiveRate
@@ -133,7 +133,8 @@ class Session:
             backends: What transcodes images and commits shards.
             archives: The archives that images are members of.
             identity: The job's identity, by which images of earlier outputs are taken; None takes none.
-            rate: The cap on what is received, where it is shared with other fetchers; None takes that of the job.
+            rate: The cap on what is received, where it is shared with what reads the manifest; None takes that of the
+                job. Workers have parts of it.
 
         Yields:
             What was done; the heartbeat and the observers run until the context ends.
@@ -143,11 +144,12 @@ class Session:
         """
         access = await run_in_thread(ImageAccess.find, self._job, self.output, spec, archives, identity)
         workers = count_workers(self._job) if backends is CHILD_PROCESSES else 1
+        log_fewer_workers(self._job)
         async with backends.open_commit() as commit, announced(self._job.finish_by):
             publisher = Publisher(feed, self.output, commit)
             async with (
                 (
-                    _in_workers(feed, access, workers, publisher)
+                    _in_workers(feed, access, workers, publisher, reads_remotely=rate is not None)
                     if workers > 1
                     else _in_this_process(feed, access, backends, publisher, rate)
                 ) as work,
@@ -203,15 +205,15 @@ class Session:
             yield
 
     def _fetched(self, feed: Feed, counts: FetchCounts, published_bytes: int) -> FetchedShards:
-        outcomes = Counter(counts.outcomes)
+        images = counts.images
         return FetchedShards(
             totals=ShardCounts.sum(feed.published.values()),
-            ended=outcomes.total(),
-            ended_ok=outcomes[OK],
-            not_requested=outcomes[FailureKind.NOT_REQUESTED],
-            arrived=outcomes[OK] - counts.repeated - counts.adopted,
-            reused=feed.ended_before[OK] + counts.repeated + counts.adopted,
-            repeated=counts.repeated,
+            ended=images.outcomes.total(),
+            ended_ok=images.outcomes[OK],
+            not_requested=images.outcomes[FailureKind.NOT_REQUESTED],
+            arrived=images.outcomes[OK] - images.repeated - images.adopted,
+            reused=feed.ended_before[OK] + images.repeated + images.adopted,
+            repeated=images.repeated,
             fetched_bytes=counts.fetched_bytes,
             written_bytes=published_bytes,
             requests=counts.requests,
@@ -351,8 +353,10 @@ async def _in_this_process(
 
 
 @asynccontextmanager
-async def _in_workers(feed: Feed, access: ImageAccess, workers: int, publisher: Publisher) -> AsyncIterator[_Work]:
+async def _in_workers(
+    feed: Feed, access: ImageAccess, workers: int, publisher: Publisher, *, reads_remotely: bool
+) -> AsyncIterator[_Work]:
     """Open what does the work in worker processes."""
     from datafetch.engine.workers.coordinator import Coordinator  # noqa: PLC0415 - most runs have one process
 
-    yield Coordinator(feed, access, workers, publisher)
+    yield Coordinator(feed, access, workers, publisher, reads_remotely=reads_remotely)

@@ -6,8 +6,8 @@ through that slot what became of the request. So limits, pauses and the circuit 
 and they mean the same as in one process.
 
 What the owner knows of a host comes with the slot, and is as old as that. A process adds what it has seen since: an
-answer that it got itself is known at once. Only a host that is no longer paused for may be sent one request too many by
-each image that waits for it.
+answer that it got itself is known at once. That a host has used up its pauses, a process learns with its next slot
+there; until then each of its images that waits for the host may send one request more than in a single process.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from enum import StrEnum
 from types import TracebackType
 from typing import Protocol, Self
 
-from datafetch.fetch.hosts import RECENT_ANSWER_S, Hosts, HostSlot, HostStatistics
+from datafetch.fetch.hosts import RECENT_ANSWER_S, Hosts, HostSlot, HostStatistics, OwnSlot
 
 _MAX_EXHAUSTED_HOSTS = 20_000  # that are not waited for; remembered
 
@@ -78,49 +78,65 @@ class HostOwner(Protocol):
 
 
 class SharedHosts:
-    """The slots of all hosts, for any number of tasks of one event loop.
+    """The slots of all hosts, for any number of tasks of one event loop, and as the owner of some for other processes.
 
     Args:
         own: Those of the hosts that this process owns.
         owner_of: Returns who owns a host, by host and port; None if this process does.
         on_wait: Called when a request begins to wait for a slot.
+
+    Attributes:
+        own: The hosts that this process owns.
     """
 
     def __init__(
         self, own: Hosts, owner_of: Callable[[str], HostOwner | None], on_wait: Callable[[], None] = lambda: None
     ) -> None:
-        self._own = own
+        self.own = own
         self._owner_of = owner_of
         self._on_wait = on_wait
         self._waiting = 0
+        self._waiting_of_others = 0
         self._exhausted: dict[str, None] = {}  # hosts of others that are not waited for
         self._loop = asyncio.get_running_loop()
 
     @property
     def waiting(self) -> int:
-        """Number of requests that wait for a slot at their host, or for the answer of its owner."""
-        return self._own.waiting + self._waiting
+        """Number of requests of this process that wait for a slot at their host, or for the answer of its owner."""
+        return self.own.waiting - self._waiting_of_others + self._waiting
 
     def slot(self, host: str, number: int) -> HostSlot:
         """Make a slot at a host, as ``Hosts.slot`` does."""
         owner = self._owner_of(host)
-        return self._own.slot(host, number) if owner is None else _SlotOfOther(self, owner, host, number)
+        return self.own.slot(host, number) if owner is None else _SlotOfOther(self, owner, host, number)
 
     def may_wait_for(self, host: str) -> bool:
         """Whether a request that a host refuses may be repeated after a pause: it has not caused too much delay yet."""
-        return host not in self._exhausted and self._own.may_wait_for(host)
+        return host not in self._exhausted and self.own.may_wait_for(host)
 
     def statistics(self) -> HostStatistics:
         """Take a snapshot of the hosts that this process owns."""
-        return self._own.statistics()
+        return self.own.statistics()
 
     def waiting_by_host(self) -> Iterator[tuple[str, int]]:
         """Each host that this process owns with requests that wait for a slot, of all processes, and how many."""
-        return self._own.waiting_by_host()
+        return self.own.waiting_by_host()
 
     def why_waiting(self, name: str) -> tuple[str, float | None]:
         """Why requests wait for a host, and when its pause ends by the loop's clock; None if it is not paused."""
-        return self._own.why_waiting(name)
+        return self.own.why_waiting(name)
+
+    async def acquire_for_other(self, slot: OwnSlot) -> None:
+        """Wait until a slot is granted at a host that this process owns, for a request of another one.
+
+        Raises:
+            HostDownError: The host is down, or goes down while the slot is waited for.
+        """
+        self._waiting_of_others += 1
+        try:
+            await self.own.acquire(slot)
+        finally:
+            self._waiting_of_others -= 1
 
     async def acquire(self, owner: HostOwner, host: str, number: int) -> LentSlot:
         """Wait until the owner of a host grants a slot.

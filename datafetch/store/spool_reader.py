@@ -15,7 +15,15 @@ from datafetch.errors import ConservationError
 from datafetch.model.ledger_line import LedgerLine
 from datafetch.model.regular_file import require_regular
 from datafetch.model.sample import Record, Sample
-from datafetch.store.spool_format import SpooledImage, StoredImage, read_marker, read_positions, read_stored
+from datafetch.store.spool_format import (
+    FILE_HEADER_BYTES,
+    SpooledImage,
+    StoredImage,
+    is_torn_file_header,
+    read_marker,
+    read_positions,
+    read_stored,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,16 +73,19 @@ class SpoolReader:
             raise FileNotFoundError(errno.ENOENT, "there is no spool")
         self._spools: list[tuple[_FileOfImages, bytes]] = []
         samples, images, offsets, numbers = array("q"), array("q"), array("q"), array("H")
-        for number, path in enumerate(paths):
+        for path in paths:
             require_regular(path)
             file = _FileOfImages(io.FileIO(path))
+            if is_torn_file_header(file.read(FILE_HEADER_BYTES)):  # its process was killed before it wrote anything
+                continue
+            file.seek(0)
             marker = read_marker(file)
             self._spools.append((file, marker))
             for offset, sample, image in read_positions(file, marker):
                 samples.append(sample)
                 images.append(image)
                 offsets.append(offset)
-                numbers.append(number)
+                numbers.append(len(self._spools) - 1)
         order = np.lexsort((np.array(images, np.int64), np.array(samples, np.int64)))
         self._offsets = np.array(offsets, np.int64)[order]
         self._numbers = np.array(numbers, np.uint16)[order]

@@ -5,12 +5,14 @@ Rules: limits of single images, and those of hosts, which workers share, stay as
 
 from __future__ import annotations
 
+import logging
 from dataclasses import replace
 
-from datafetch.engine.job import MAX_WORKERS, Job
-from datafetch.fetch.policy import MIN_RATE_BYTES_PER_S
+from datafetch.engine.job import Job
+from datafetch.fetch.policy import MIN_RATE_BYTES_PER_S, FetchPolicy
 from datafetch.process.cpus import available_cpus
 
+_log = logging.getLogger(__name__)
 _CPUS_PER_WORKER = 6  # over HTTPS one loop keeps three to eight codec processes busy
 
 
@@ -20,34 +22,62 @@ def count_workers(job: Job) -> int:
     Each has a codec process and a connection at least, and a part of the cap on the rate, so there are no more than the
     job has of these.
     """
-    processes = job.processes or available_cpus()
-    workers = job.workers or max(1, available_cpus() // _CPUS_PER_WORKER)
-    rate = job.fetch.max_rate_bytes_per_s
-    by_rate = workers if rate is None else max(1, rate // MIN_RATE_BYTES_PER_S)
-    return min(workers, processes, job.fetch.connections or workers, by_rate, MAX_WORKERS)
+    return min(job.workers or max(1, available_cpus() // _CPUS_PER_WORKER), *_most_workers(job).values())
 
 
-def share_of(job: Job, worker: int, workers: int) -> Job:
+def log_fewer_workers(job: Job) -> None:
+    """Say so if there are fewer workers than the job asks for."""
+    workers = count_workers(job)
+    if job.workers is not None and workers < job.workers:
+        option = next(option for option, most in _most_workers(job).items() if most == workers)
+        _log.warning(
+            "%d of %d workers are started, since each has a part of %s; raise that for more",
+            workers,
+            job.workers,
+            option,
+        )
+
+
+def _most_workers(job: Job) -> dict[str, int]:
+    """How many workers there can be, by the option of which each has a part."""
+    most = {"--processes": job.processes or available_cpus()}
+    if job.fetch.connections is not None:
+        most["--connections"] = job.fetch.connections
+    if job.fetch.max_rate_bytes_per_s is not None:
+        most["--max-rate"] = max(1, job.fetch.max_rate_bytes_per_s // MIN_RATE_BYTES_PER_S - 1)
+    return most
+
+
+def policy_of_reader(job: Job) -> FetchPolicy:
+    """How the manifest is read over the network: with its part of the cap on the rate, if workers have the others."""
+    workers, rate = count_workers(job), job.fetch.max_rate_bytes_per_s
+    if workers == 1 or rate is None:
+        return job.fetch
+    return replace(job.fetch, max_rate_bytes_per_s=rate // (workers + 1))
+
+
+def share_of(job: Job, worker: int, workers: int, *, rate_parts: int) -> Job:
     """The job as one worker has it, with its share of what is a budget of the machine.
 
     Args:
         job: The job of all.
         worker: The worker's number, from 1.
         workers: The number of workers.
+        rate_parts: Into how many parts the cap on the rate is divided.
     """
 
     def part(total: int) -> int:
         return total // workers + (worker <= total % workers)
 
-    fetch = job.fetch
+    connections, rate = job.fetch.connections, job.fetch.max_rate_bytes_per_s
     return replace(
         job,
         workers=1,
         processes=part(job.processes or available_cpus()),
         memory_bytes=max(1, part(job.memory_bytes)),
         fetch=replace(
-            fetch,
-            connections=None if fetch.connections is None else part(fetch.connections),
-            max_rate_bytes_per_s=(None if fetch.max_rate_bytes_per_s is None else part(fetch.max_rate_bytes_per_s)),
+            job.fetch,
+            connections=None if connections is None else part(connections),
+            max_rate_bytes_per_s=None if rate is None else rate // rate_parts,
         ),
     )

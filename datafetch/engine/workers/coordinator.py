@@ -22,16 +22,15 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
-from contextlib import AsyncExitStack
-from dataclasses import dataclass, replace
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 from datafetch import errors
 from datafetch.engine.feed import Feed, NextSample, OpenShard
-from datafetch.engine.first_outcomes import FirstOutcomes, OutcomeComparison
+from datafetch.engine.first_outcomes import FirstOutcomes
 from datafetch.engine.image_access import ImageAccess
-from datafetch.engine.pipeline import FetchCounts, refuse_open_shards
+from datafetch.engine.image_counts import FetchCounts, ImageCounts
 from datafetch.engine.publish import Publisher
 from datafetch.engine.workers.budgets import share_of
 from datafetch.engine.workers.messages import (
@@ -48,37 +47,28 @@ from datafetch.engine.workers.messages import (
     WorkerStatistics,
 )
 from datafetch.engine.workers.owner import owner_of_url
-from datafetch.engine.workers.startup import Startup
+from datafetch.engine.workers.relayed_log import RelayedLog
+from datafetch.engine.workers.startup import WorkerStartup
 from datafetch.engine.workers.waiting_samples import WaitingSamples
 from datafetch.engine.workers.worker_process import InHand, WorkerProcess
+from datafetch.engine.workers.worker_totals import WorkerTotals
 from datafetch.errors import ResourceError
-from datafetch.model.outcome import OK
-from datafetch.model.statistics import Statistics, WorkerState
+from datafetch.model.ledger_line import LedgerLine
+from datafetch.model.outcome import OK, Source
+from datafetch.model.sample import Sample
+from datafetch.model.statistics import Statistics
 from datafetch.process.child import signal_name
 from datafetch.store.spool import FoundResults, find_results
 
-_MAX_FRUITLESS_STARTS = 3
-_MAX_REMEMBERED_LINES = 1000
+_MAX_FRUITLESS_STARTS = 3  # of a worker that is killed before it has fetched anything, as if memory were too small
+_RUN_OF_MEMBERS = 64  # of an archive, for the same worker
 _WATCH_INTERVAL_S = 0.5
-_SAME_LINE_S = 60.0  # what one worker logs that long after another is no repetition
 _ERRORS = {
     error.__name__: error
     for error in (errors.ConfigurationError, errors.ConservationError, errors.ManifestError, errors.ResourceError)
 }
 
 _log = logging.getLogger(__name__)
-
-
-@dataclass(slots=True)
-class _Totals:
-    """What workers have done that have ended since."""
-
-    requests: int = 0
-    fetched_bytes: int = 0
-
-    def add(self, statistics: WorkerStatistics) -> None:
-        self.requests += statistics.requests
-        self.fetched_bytes += statistics.fetched_bytes
 
 
 class Coordinator:
@@ -89,12 +79,16 @@ class Coordinator:
         access: Where the bytes of images come from, with the job of all workers together.
         workers: The number of workers.
         publisher: Publishes shards.
+        reads_remotely: Whether the manifest is read over the network meanwhile, with a part of the cap on the rate.
     """
 
-    def __init__(self, feed: Feed, access: ImageAccess, workers: int, publisher: Publisher) -> None:
+    def __init__(
+        self, feed: Feed, access: ImageAccess, workers: int, publisher: Publisher, *, reads_remotely: bool = False
+    ) -> None:
         self._feed = feed
         self._access = access
         self._number_of_workers = workers
+        self._rate_parts = workers + reads_remotely
         self._publisher = publisher
         self._workers: dict[int, WorkerProcess] = {}
         self._shard_numbers: dict[OpenShard, int] = {}
@@ -105,14 +99,10 @@ class Coordinator:
         self._waiting = WaitingSamples(workers)
         self._has_place = asyncio.Event()
         self._unflushed: set[WorkerProcess] = set()
-        self._outcomes: Counter[str] = Counter()
-        self._by_worker: defaultdict[int, Counter[str]] = defaultdict(Counter)
-        self._kills: Counter[int] = Counter()
-        self._repeated = self._adopted = 0
-        self._past = _Totals()
+        self._totals = WorkerTotals()
         self._peak_open_requests = 0
         self._first_outcomes: FirstOutcomes | None = None
-        self._log = _WorkersLog()
+        self._log = RelayedLog()
         self._loop = asyncio.get_running_loop()
         self._next_watch_s = 0.0
         self._started_s = time.monotonic()
@@ -132,23 +122,17 @@ class Coordinator:
                 for worker in self._workers.values():
                     worker.send(Stop())
         finally:
-            async with AsyncExitStack() as ending:
-                ending.push_async_callback(self._feed.close)
-                for worker in self._workers.values():
-                    ending.push_async_callback(worker.end)
-                    worker.close()
-        refuse_open_shards(self._feed)
+            await asyncio.gather(self._feed.close(), *(worker.end() for worker in self._workers.values()))
+        self._feed.refuse_open_shards()
         self._watch()
         if self._first_outcomes is not None:
             self._first_outcomes.end()
 
     def counts(self) -> FetchCounts:
         """What was done."""
-        now = self._sum()
+        now = self._totals.sum(self._workers.values())
         return FetchCounts(
-            outcomes=self._outcomes,
-            repeated=self._repeated,
-            adopted=self._adopted,
+            images=self._totals.images,
             requests=now.requests,
             fetched_bytes=now.fetched_bytes,
             connections=now.connections,
@@ -159,7 +143,8 @@ class Coordinator:
 
     def statistics(self) -> Statistics:
         """A snapshot of the run."""
-        now, outcomes = self._sum(), self._outcomes + self._feed.ended_before
+        now = self._totals.sum(self._workers.values())
+        outcomes = self._totals.images.outcomes + self._feed.ended_before
         return Statistics(
             expected_images=self._feed.expected_images(),
             ok=outcomes[OK],
@@ -173,37 +158,7 @@ class Coordinator:
             elapsed_s=time.monotonic() - self._started_s,
             waiting=now.waiting,
             transcoding=now.transcoding,
-            workers=tuple(map(self._state_of, self._workers.values())),
-        )
-
-    def _state_of(self, worker: WorkerProcess) -> WorkerState:
-        outcomes = self._by_worker[worker.number]
-        return WorkerState(
-            number=worker.number,
-            pid=worker.pid,
-            images=outcomes.total(),
-            failed=outcomes.total() - outcomes[OK],
-            open_requests=0 if worker.statistics is None else worker.statistics.open_requests,
-            kills=self._kills[worker.number],
-        )
-
-    def _sum(self) -> WorkerStatistics:
-        """The statistics of all workers together."""
-        parts = [worker.statistics for worker in self._workers.values() if worker.statistics is not None]
-        waiting = [part.waiting for part in parts if part.waiting is not None]
-        most = max(waiting, key=lambda one: one.host_images, default=None)
-        compared = OutcomeComparison()
-        for part in parts:
-            compared.merge(part.compared)
-        return WorkerStatistics(
-            requests=self._past.requests + sum(part.requests for part in parts),
-            fetched_bytes=self._past.fetched_bytes + sum(part.fetched_bytes for part in parts),
-            connections=sum(part.connections for part in parts),
-            open_requests=sum(part.open_requests for part in parts),
-            peak_open_requests=sum(part.peak_open_requests for part in parts),
-            transcoding=sum(part.transcoding for part in parts),
-            waiting=None if most is None else replace(most, images=sum(one.images for one in waiting)),
-            compared=compared,
+            workers=tuple(map(self._totals.state_of, self._workers.values())),
         )
 
     async def _hand_out_all(self, group: asyncio.TaskGroup) -> None:
@@ -222,11 +177,16 @@ class Coordinator:
         while self._waiting.is_full():
             self._has_place.clear()
             await self._has_place.wait()
-        urls = one.sample.urls
-        owner = owner_of_url(urls[0], self._number_of_workers) if urls else 1
+        owner = self._owner_of(one.sample)
         self._waiting.add(owner, one)
         for worker in self._workers.values() if self._waiting.is_full() else (self._workers[owner],):
             self._serve(worker)
+
+    def _owner_of(self, sample: Sample) -> int:
+        """The number of the worker that a sample is for."""
+        if self._access.archives.locations:  # neighbours in an archive are read together
+            return sample.position // _RUN_OF_MEMBERS % self._number_of_workers + 1
+        return owner_of_url(sample.urls[0], self._number_of_workers) if sample.urls else 1
 
     def _serve(self, worker: WorkerProcess) -> None:
         """Give a worker as many samples as it has room for."""
@@ -265,10 +225,12 @@ class Coordinator:
             group.create_task(self._keep(worker, group))
 
     async def _start(self, number: int) -> WorkerProcess:
-        job = share_of(self._access.job, number, self._number_of_workers)
+        job = share_of(self._access.job, number, self._number_of_workers, rate_parts=self._rate_parts)
         access = replace(self._access, job=job)
         level = logging.getLogger("datafetch").getEffectiveLevel()
-        return await WorkerProcess.start(Startup(number, self._number_of_workers, access, level))
+        ended = self._totals.images.outcomes.total()
+        first_image = ended - ended % self._number_of_workers  # as if this process had been there before
+        return await WorkerProcess.start(WorkerStartup(number, self._number_of_workers, access, level, first_image))
 
     async def _keep(self, worker: WorkerProcess, group: asyncio.TaskGroup) -> None:
         """Listen to a worker until it has finished, and replace it when it is killed."""
@@ -286,9 +248,7 @@ class Coordinator:
                 worker.number,
                 signal_name(-(worker.returncode or 0)),
             )
-            self._kills[worker.number] += 1
-            if worker.statistics is not None:
-                self._past.add(worker.statistics)
+            self._totals.add_killed(worker)
             left = await self._take_back(worker, group)
             worker = self._workers[worker.number] = await self._start(worker.number)
             if self._stopping.is_set():  # since then, the others have ended all samples
@@ -323,7 +283,7 @@ class Coordinator:
                 if self._loop.time() >= self._next_watch_s:
                     self._watch()
             case Logged():
-                self._log.relay(worker.number, message)
+                self._log.log(worker.number, message)
             case Listens():
                 worker.address = message.address
                 self._introduce(worker)
@@ -335,16 +295,11 @@ class Coordinator:
                 worker.has_finished = True
 
     def _take_ended(self, worker: WorkerProcess, message: Ended, group: asyncio.TaskGroup) -> None:
-        self._count(worker, message.outcomes)
-        self._repeated += message.repeated
-        self._adopted += message.adopted
+        images = ImageCounts(Counter(message.outcomes), message.repeated, message.adopted)
+        self._totals.add(worker.number, images)
         worker.has_ended_any = True
         for key in message.samples:
             self._end(worker.in_hand.pop(key).next_sample, group)
-
-    def _count(self, worker: WorkerProcess, outcomes: Mapping[str, int]) -> None:
-        self._outcomes.update(outcomes)
-        self._by_worker[worker.number].update(outcomes)
 
     def _introduce(self, worker: WorkerProcess) -> None:
         """Tell a worker where all others listen, and tell them where it does."""
@@ -382,7 +337,7 @@ class Coordinator:
             for position, one in in_hand.items():
                 results = found.get(position, FoundResults())
                 new = {image: line for image, line in results.lines.items() if image not in one.ended}
-                self._count(worker, Counter(line.outcome for line in new.values()))
+                self._totals.add(worker.number, _count_found(new.values()))
                 now = one.with_results(new, sum(results.jpeg_bytes[image] for image in new))
                 if results.has_ended and len(now.ended) == len(now.sample.urls):
                     self._end(now.next_sample, group)
@@ -401,31 +356,23 @@ class Coordinator:
                 ready.unused_proxy,
                 ready.used_proxies,
                 is_retry=output.retry is not None,
-                has_others=lambda: output.is_repair or self._adopted > 0 or self._feed.ended_before[OK] > 0,
+                has_others=lambda: (
+                    output.is_repair or self._totals.images.adopted > 0 or self._feed.ended_before[OK] > 0
+                ),
             )
 
     def _watch(self) -> None:
         """Look at what all workers have reported, a few times a second however many there are."""
         self._next_watch_s = self._loop.time() + _WATCH_INTERVAL_S
-        now = self._sum()
+        now = self._totals.sum(self._workers.values())
         self._peak_open_requests = max(self._peak_open_requests, now.peak_open_requests)
         if self._first_outcomes is not None:
             self._first_outcomes.replace(now.compared)
 
 
-class _WorkersLog:
-    """Logs what workers log. What several of them say at the same time is logged once."""
-
-    def __init__(self) -> None:
-        self._last: dict[tuple[str, str], tuple[int, float]] = {}
-
-    def relay(self, worker: int, message: Logged) -> None:
-        """Log a message of a worker, unless another one has just logged the same."""
-        key, now_s = (message.logger, message.text), time.monotonic()
-        last_worker, last_s = self._last.get(key, (worker, 0.0))
-        if last_worker != worker and now_s - last_s < _SAME_LINE_S:
-            return
-        if len(self._last) >= _MAX_REMEMBERED_LINES:
-            self._last.clear()
-        self._last[key] = worker, now_s
-        logging.getLogger(message.logger).log(message.level, "%s", message.text)
+def _count_found(lines: Iterable[LedgerLine]) -> ImageCounts:
+    """Count images that a worker which was killed had not reported."""
+    counts = ImageCounts()
+    for line in lines:
+        counts.add(line, is_repeated=line.source is Source.WEB and not line.attempts)
+    return counts

@@ -34,7 +34,7 @@ class PeerListens(_Message):
     address: bytes
 
 
-class OpenShard(_Message):
+class ShardFollows(_Message):
     """A shard of which samples follow.
 
     Attributes:
@@ -56,7 +56,7 @@ class Samples(_Message):
     pickled: bytes
 
 
-class CloseShard(_Message):
+class ShardPublished(_Message):
     """A shard is published, and its spools are about to be deleted."""
 
     shard: int
@@ -66,7 +66,7 @@ class Stop(_Message):
     """There are no more samples."""
 
 
-ToWorker: TypeAlias = PeerListens | OpenShard | Samples | CloseShard | Stop
+ToWorker: TypeAlias = PeerListens | ShardFollows | Samples | ShardPublished | Stop
 
 
 # From a worker to the coordinator.
@@ -105,9 +105,9 @@ class Ended(_Message):
 
     Attributes:
         samples: Number of the shard and position of each.
-        outcomes: Number of images that got an outcome since the message before, by outcome.
-        repeated: Of them, those that reused the result of an earlier request for the same URL.
-        adopted: Of them, those that were in their place already, or in an earlier output.
+        outcomes: What ``ImageCounts`` has of those of their images that had no outcome when they were handed out.
+        repeated: The same.
+        adopted: The same.
     """
 
     samples: list[tuple[int, int]]
@@ -171,7 +171,7 @@ FromWorker: TypeAlias = Listens | Ready | Wants | Ended | WorkerStatistics | Log
 
 
 class Hello(_Message):
-    """Who the client is; its first message."""
+    """Who the client is, behind what it holds of the owner that this one has replaced."""
 
     worker: int
 
@@ -226,7 +226,7 @@ class UnlockUrl(_Message):
 
     Attributes:
         id: That of the lock.
-        location: Where its result is, as ``Location.pack`` gives it; 0 if there is nothing to remember.
+        location: Where its result is, as ``ResultLocation.pack`` gives it; 0 if there is nothing to remember.
     """
 
     id: int

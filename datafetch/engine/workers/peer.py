@@ -2,8 +2,11 @@
 
 Theory of operation. What is asked for, and what has been granted, is kept until it is given back. If the other worker
 dies, another process takes its number, and is told all of that again: what was granted counts as granted, and what was
-asked for is asked for again. So a task notices nothing of it but a wait. What the dead worker had in its own spools is
-not read from there any more.
+asked for is asked for again. So a task notices nothing of it but a wait.
+
+What else the dead worker knew is gone. The pauses, circuits and limits of its hosts begin anew, and URLs whose results
+it knew are requested once more. A location in one of its spools may be asked for at its replacement, whose spools have
+other numbers; there the entry's marker and checksum or the URL does not match, which is as if it were no longer kept.
 """
 
 from __future__ import annotations
@@ -16,7 +19,7 @@ from typing import Self, TypeAlias
 
 import msgspec
 
-from datafetch.engine.dedup import Location, ReadableSpools, ReadResult, is_to_be_recorded, of_url
+from datafetch.engine.dedup import ReadableSpools, ReadResult, ResultLocation, is_to_be_recorded, of_url
 from datafetch.engine.workers.channel import Channel
 from datafetch.engine.workers.messages import (
     AcquireSlot,
@@ -77,12 +80,12 @@ class Peer:
     async def serve(self, channel: Channel[ToOwner, FromOwner]) -> None:
         """Talk to the worker until it is gone."""
         self._channel = channel
-        channel.send(Hello(self._own_worker))
         for question in self._questions.values():
             if not question.answer.done():
                 channel.send(question.asked)
             elif question.is_held:
                 channel.send(msgspec.structs.replace(question.asked, is_held=True))
+        channel.send(Hello(self._own_worker))  # behind what is held, which the other then knows
         try:
             while messages := await channel.receive():
                 for message in messages:
@@ -115,7 +118,7 @@ class Peer:
         del self._questions[id_]
         self._send(ReleaseSlot(id_))
 
-    async def lock_url(self, url: str) -> tuple[int, Location | None]:
+    async def lock_url(self, url: str) -> tuple[int, ResultLocation | None]:
         """Wait until the worker grants the lock of a URL that it owns.
 
         Returns:
@@ -124,14 +127,14 @@ class Peer:
         id_ = next(self._ids)
         answer = await self._ask(LockUrl(id_, url.encode("utf-8", "surrogatepass")))
         assert isinstance(answer, UrlLocked), "the answer to this question"
-        return id_, Location.unpack(answer.location) if answer.location else None
+        return id_, ResultLocation.unpack(answer.location) if answer.location else None
 
-    def unlock_url(self, id_: int, location: Location | None) -> None:
+    def unlock_url(self, id_: int, location: ResultLocation | None) -> None:
         """Release the lock of a URL, and tell where its result is; None if there is nothing to remember."""
         del self._questions[id_]
         self._send(UnlockUrl(id_, 0 if location is None else location.pack()))
 
-    async def read(self, location: Location) -> ImageResult | None:
+    async def read(self, location: ResultLocation) -> ImageResult | None:
         """A result that the worker has in one of its spools; None if it is no longer kept."""
         if self._channel is None:  # it died, and what replaces it has not written anything yet
             return None
@@ -201,8 +204,8 @@ class UrlOfPeer:
         self._spools = spools
         self._read = read
         self._id = -1
-        self._found: Location | None = None
-        self._recorded: Location | None = None
+        self._found: ResultLocation | None = None
+        self._recorded: ResultLocation | None = None
 
     async def __aenter__(self) -> Self:
         self._id, self._found = await self._peer.lock_url(self._url)

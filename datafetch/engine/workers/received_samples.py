@@ -8,20 +8,20 @@ is of many samples where there are many; the spools have them already.
 from __future__ import annotations
 
 import asyncio
-from collections import Counter, deque
+from collections import deque
 from contextlib import AsyncExitStack
 
 from datafetch.engine.dedup import Deduplicator
-from datafetch.engine.fetch_sample import SampleFetcher
+from datafetch.engine.image_counts import ImageCounts
 from datafetch.engine.workers.channel import Channel
 from datafetch.engine.workers.messages import Ended, FromWorker, ToWorker, Wants
 from datafetch.engine.workers.startup import SampleToFetch
 from datafetch.store.layout import OutputLayout
 from datafetch.store.spool import Spool
 
-_LOOK_AHEAD_SAMPLES = 96
-_WANTED_AT_A_TIME = 32
-_REPORT_INTERVAL_S = 0.1
+_LOOK_AHEAD_SAMPLES = 96  # a tenth of a second's work of a fast loop, for the way to the coordinator and back
+_WANTED_AT_A_TIME = 32  # each time costs both processes a message
+_REPORT_INTERVAL_S = 0.1  # as long as the last samples of a run take longer to be known as ended
 
 
 class ReceivedSamples:
@@ -48,8 +48,7 @@ class ReceivedSamples:
         self._names: dict[int, str] = {}
         self._spools: dict[int, asyncio.Task[Spool]] = {}
         self._ended: list[tuple[int, int]] = []
-        self._reported: Counter[str] = Counter()
-        self._reported_repeated = self._reported_adopted = 0
+        self._images = ImageCounts()
         self._loop = asyncio.get_running_loop()
 
     def begin(self) -> None:
@@ -92,11 +91,12 @@ class ReceivedSamples:
             opening = self._spools[shard] = asyncio.create_task(Spool.open(path))
         return await asyncio.shield(opening)
 
-    def report_ended(self, one: SampleToFetch, fetcher: SampleFetcher) -> None:
-        """Report that a sample has ended, and what became of images since the last report."""
+    def report_ended(self, one: SampleToFetch, images: ImageCounts) -> None:
+        """Report that a sample has ended, and what became of those of its images that had no outcome before."""
         if not self._ended:
-            self._loop.call_later(_REPORT_INTERVAL_S, self._report, fetcher)
+            self._loop.call_later(_REPORT_INTERVAL_S, self._report)
         self._ended.append((one.shard, one.sample.position))
+        self._images.merge(images)
 
     async def close_shard(self, shard: int) -> None:
         """Close the spool of a shard that is published."""
@@ -124,19 +124,11 @@ class ReceivedSamples:
             for opening in openings.values():
                 spools.push_async_callback(_close, opening)
 
-    def _report(self, fetcher: SampleFetcher) -> None:
-        outcomes = fetcher.outcomes - self._reported
-        self._channel.send(
-            Ended(
-                self._ended,
-                dict(outcomes),
-                fetcher.repeated - self._reported_repeated,
-                fetcher.adopted - self._reported_adopted,
-            )
-        )
+    def _report(self) -> None:
+        images = self._images
+        self._channel.send(Ended(self._ended, images.outcomes, images.repeated, images.adopted))
         self._ended = []
-        self._reported = fetcher.outcomes.copy()
-        self._reported_repeated, self._reported_adopted = fetcher.repeated, fetcher.adopted
+        self._images = ImageCounts()
 
     def _wake(self, tasks: int) -> None:
         while tasks and self._waiting:

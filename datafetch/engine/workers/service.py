@@ -11,7 +11,7 @@ from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any
 
-from datafetch.engine.dedup import Location, ReadableSpools, UrlTable
+from datafetch.engine.dedup import ReadableSpools, ResultLocation, UrlTable
 from datafetch.engine.workers.channel import Channel
 from datafetch.engine.workers.messages import (
     AcquireSlot,
@@ -28,22 +28,24 @@ from datafetch.engine.workers.messages import (
     UnlockUrl,
     UrlLocked,
 )
-from datafetch.fetch.hosts import HostDownError, Hosts, OwnSlot
-from datafetch.fetch.shared_hosts import SlotReport, state_of
+from datafetch.fetch.hosts import HostDownError, OwnSlot
+from datafetch.fetch.shared_hosts import SharedHosts, SlotReport, state_of
 from datafetch.store.spool_format import to_payload
+
+_MAX_READS = 2  # results of spools that are in memory for one client, as it has not taken them yet
 
 
 @dataclass(frozen=True, slots=True)
 class Owned:
-    """What a worker does for itself and for others.
+    """What a worker owns, and serves to others.
 
     Attributes:
-        hosts: The hosts that it owns.
+        hosts: The slots of hosts, of which it serves those of its own.
         urls: The URLs that it owns.
         spools: The spools that it has written.
     """
 
-    hosts: Hosts
+    hosts: SharedHosts
     urls: UrlTable
     spools: ReadableSpools
 
@@ -54,13 +56,23 @@ class PeerService:
     Args:
         owned: What is served.
         channel: The connection.
-        may_grant: Set once all others are connected.
+        may_grant: Set once all others have said what they hold.
+        group: The group of tasks that waiting and reading belong to; it ends with their errors.
     """
 
-    def __init__(self, owned: Owned, channel: Channel[FromOwner, ToOwner], may_grant: asyncio.Event) -> None:
+    def __init__(
+        self,
+        owned: Owned,
+        channel: Channel[FromOwner, ToOwner],
+        may_grant: asyncio.Event,
+        group: asyncio.TaskGroup,
+    ) -> None:
         self._owned = owned
+        self._hosts = owned.hosts.own
         self._channel = channel
         self._may_grant = may_grant
+        self._group = group
+        self._reading = asyncio.Semaphore(_MAX_READS)
         self._slots: dict[int, OwnSlot] = {}
         self._urls: dict[int, str] = {}
         self._tasks: dict[int, asyncio.Task[None]] = {}  # by the id of what they wait for or read
@@ -74,9 +86,10 @@ class PeerService:
         try:
             while messages := await self._channel.receive():
                 for message in messages:
-                    self._take(message)
-                if isinstance(messages[0], Hello):  # with which it has sent what it holds
-                    on_greeted(messages[0].worker)
+                    if isinstance(message, Hello):
+                        on_greeted(message.worker)
+                    else:
+                        self._take(message)
         finally:
             self._release_all()
             self._channel.close()
@@ -90,7 +103,7 @@ class PeerService:
                     _report(self._slots[message.id], message)
             case ReleaseSlot():
                 if message.id in self._slots:
-                    self._owned.hosts.release(self._slots.pop(message.id))
+                    self._hosts.release(self._slots.pop(message.id))
                 else:
                     self._cancel(message.id)
             case LockUrl():
@@ -99,28 +112,28 @@ class PeerService:
                 self._unlock_url(message)
             case ReadSpool():
                 self._start(message.id, self._read(message))
-            case Hello():
-                pass
 
     def _acquire_slot(self, asked: AcquireSlot) -> None:
-        slot = self._owned.hosts.slot(asked.host, asked.number)
         if asked.is_held:
-            self._owned.hosts.adopt(slot)
-            self._slots[asked.id] = slot
+            slot = self._slots[asked.id] = self._hosts.slot(asked.host, asked.number)
+            self._hosts.adopt(slot)
             return
         try:
-            if self._may_grant.is_set() and self._owned.hosts.try_acquire(slot):
-                self._grant_slot(asked, slot)
-                return
+            if self._may_grant.is_set():
+                slot = self._hosts.slot(asked.host, asked.number)
+                if self._hosts.try_acquire(slot):
+                    self._grant_slot(asked, slot)
+                    return
         except HostDownError as error:
             self._channel.send(HostIsDown(asked.id, error.reason))
             return
-        self._start(asked.id, self._wait_for_slot(asked, slot))
+        self._start(asked.id, self._wait_for_slot(asked))
 
-    async def _wait_for_slot(self, asked: AcquireSlot, slot: OwnSlot) -> None:
+    async def _wait_for_slot(self, asked: AcquireSlot) -> None:
         await self._may_grant.wait()
+        slot = self._hosts.slot(asked.host, asked.number)
         try:
-            await self._owned.hosts.acquire(slot)
+            await self._owned.hosts.acquire_for_other(slot)
         except HostDownError as error:
             self._channel.send(HostIsDown(asked.id, error.reason))
         else:
@@ -128,7 +141,7 @@ class PeerService:
 
     def _grant_slot(self, asked: AcquireSlot, slot: OwnSlot) -> None:
         self._slots[asked.id] = slot
-        state = state_of(self._owned.hosts, asked.host)
+        state = state_of(self._hosts, asked.host)
         self._channel.send(SlotGranted(asked.id, state.was_healthy, state.answered_ago_s, state.may_wait))
 
     def _lock_url(self, asked: LockUrl) -> None:
@@ -157,15 +170,17 @@ class PeerService:
             self._cancel(message.id)
             return
         if message.location:
-            self._owned.urls.record(url, Location.unpack(message.location))
+            self._owned.urls.record(url, ResultLocation.unpack(message.location))
         self._owned.urls.release(url)
 
     async def _read(self, asked: ReadSpool) -> None:
-        result = await self._owned.spools.read(Location.unpack(asked.location))
-        self._channel.send(ResultRead(asked.id, None if result is None else to_payload(result)))
+        async with self._reading:
+            result = await self._owned.spools.read(ResultLocation.unpack(asked.location))
+            self._channel.send(ResultRead(asked.id, None if result is None else to_payload(result)))
+            await self._channel.drain()
 
     def _start(self, id_: int, work: Coroutine[Any, Any, None]) -> None:
-        task = self._tasks[id_] = asyncio.create_task(work)
+        task = self._tasks[id_] = self._group.create_task(work)
         task.add_done_callback(lambda _: self._tasks.pop(id_, None))
 
     def _cancel(self, id_: int) -> None:
@@ -177,7 +192,7 @@ class PeerService:
         for task in tuple(self._tasks.values()):
             task.cancel()
         for slot in self._slots.values():
-            self._owned.hosts.release(slot)
+            self._hosts.release(slot)
         for url in self._urls.values():
             self._owned.urls.release(url)
         self._slots.clear()

@@ -1,4 +1,4 @@
-"""Startup: what a worker is told when it is started, and a sample as it is handed to one."""
+"""WorkerStartup: what a worker is told when it is started, and a sample as it is handed to one."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from datafetch.model.ledger_line import LedgerLine
 from datafetch.model.sample import Sample
 
 LENGTH_BYTES = 8
-"""Of the length of a pickled ``Startup``."""
+"""Of the length of a pickled ``WorkerStartup``."""
 
 
 @dataclass(frozen=True, slots=True)
-class Startup:
+class WorkerStartup:
     """What a worker is told.
 
     Attributes:
@@ -24,12 +24,14 @@ class Startup:
         workers: The number of workers.
         access: Where the bytes of images come from; its job has the worker's share of all budgets.
         log_level: Messages below it are not logged.
+        first_image: Its images have numbers from here on, by which requests of all workers wait in turn for a host.
     """
 
     worker: int
     workers: int
     access: ImageAccess
     log_level: int
+    first_image: int = 0
 
 
 class SampleToFetch(NamedTuple):

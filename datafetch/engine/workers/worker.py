@@ -1,9 +1,9 @@
 """The process of a worker, which fetches the samples that the coordinator hands it.
 
 Its standard input is a socket to the coordinator, over which all messages go (``messages``); the first thing that comes
-is a pickled ``Startup``, behind its length. A worker ends when it is told that there are no more samples, when it can't
-go on, which it says first, or when the coordinator is gone. Results are in its spools before it reports them, so that
-nothing is lost with it but what is in flight.
+is a pickled ``WorkerStartup``, behind its length. A worker ends when it is told that there are no more samples, when it
+can't go on, which it says first, or when the coordinator is gone. Results are in its spools before it reports them, so
+that nothing is lost with it but what is in flight.
 """
 
 from __future__ import annotations
@@ -20,31 +20,33 @@ from itertools import count
 
 import uvloop
 
-from datafetch.engine.dedup import MAX_RETAINED_BYTES, SHARE_OF_FREE_BYTES, ReadableSpools
+from datafetch.engine.dedup import MAX_RETAINED_BYTES, SHARE_OF_FREE_BYTES, ReadableSpools, UrlTable
 from datafetch.engine.fetch_sample import SampleFetcher
 from datafetch.engine.finish_by import loop_time_of
 from datafetch.engine.first_outcomes import OutcomeComparison
+from datafetch.engine.image_counts import ImageCounts
 from datafetch.engine.opened_meanwhile import opened_meanwhile
 from datafetch.engine.sample_tasks import SYNC_INTERVAL_S, SampleTasks
 from datafetch.engine.workers.channel import Channel
 from datafetch.engine.workers.mesh import Mesh
 from datafetch.engine.workers.messages import (
-    CloseShard,
     Failed,
     Finished,
     FromWorker,
     Listens,
     Logged,
-    OpenShard,
     PeerListens,
     Ready,
     Samples,
+    ShardFollows,
+    ShardPublished,
     Stop,
     ToWorker,
     WorkerStatistics,
 )
 from datafetch.engine.workers.received_samples import ReceivedSamples
-from datafetch.engine.workers.startup import LENGTH_BYTES, SampleToFetch, Startup, unpickle_samples
+from datafetch.engine.workers.shared_urls import SharedUrls
+from datafetch.engine.workers.startup import LENGTH_BYTES, SampleToFetch, WorkerStartup, unpickle_samples
 from datafetch.errors import DatafetchError, ResourceError, is_exhaustion
 from datafetch.fetch import BodyBudget, Fetcher
 from datafetch.fetch.requester import Sharing
@@ -53,7 +55,7 @@ from datafetch.process.allocator import collect_garbage_rarely, return_freed_mem
 from datafetch.process.child import end_with_parent
 from datafetch.transcode import Transcoder
 
-_STATISTICS_INTERVAL_S = 0.5
+_STATISTICS_INTERVAL_S = 0.5  # as a line of progress may be shown several times a second
 
 
 class _CoordinatorGoneError(Exception):
@@ -74,7 +76,7 @@ async def _run(connection: socket.socket) -> None:
     reader, writer = await asyncio.open_unix_connection(sock=connection)
     try:
         length = int.from_bytes(await reader.readexactly(LENGTH_BYTES), "little")
-        startup: Startup = pickle.loads(await reader.readexactly(length))  # noqa: S301 - from the parent process
+        startup: WorkerStartup = pickle.loads(await reader.readexactly(length))  # noqa: S301 - from the parent process
     except (asyncio.IncompleteReadError, ConnectionError):
         return
     channel: Channel[FromWorker, ToWorker] = Channel(reader, writer, ToWorker)
@@ -89,21 +91,22 @@ async def _run(connection: socket.socket) -> None:
             error = ResourceError.from_exhaustion(error)
         if not isinstance(error, DatafetchError):
             raise
-        channel.send(Failed(type(error).__name__, str(error)))
+        channel.send(Failed(type(error).__name__, _escaped(str(error))))
         await channel.drain()
 
 
-async def _work(startup: Startup, channel: Channel[FromWorker, ToWorker]) -> None:
+async def _work(startup: WorkerStartup, channel: Channel[FromWorker, ToWorker]) -> None:
     access, job = startup.access, startup.access.job
     spools = ReadableSpools(
         startup.worker,
         max_retained_bytes=MAX_RETAINED_BYTES // startup.workers,
         share_of_free=SHARE_OF_FREE_BYTES / startup.workers,
     )
-    budget = BodyBudget(job.memory_bytes, count(startup.worker, startup.workers))
-    compared = OutcomeComparison()
-    async with asyncio.TaskGroup() as group, Mesh(startup.worker, startup.workers, spools, group) as mesh:
-        samples = ReceivedSamples(startup.worker, access.output.layout, channel, mesh)
+    budget = BodyBudget(job.memory_bytes, count(startup.first_image + startup.worker, startup.workers))
+    compared, urls = OutcomeComparison(), UrlTable()
+    async with asyncio.TaskGroup() as group, Mesh(startup.worker, startup.workers, urls, spools, group) as mesh:
+        dedup = SharedUrls(mesh, urls, spools)
+        samples = ReceivedSamples(startup.worker, access.output.layout, channel, dedup)
         listening = group.create_task(_listen(channel, mesh, samples))
         channel.send(Listens(mesh.address))
         async with (
@@ -118,10 +121,10 @@ async def _work(startup: Startup, channel: Channel[FromWorker, ToWorker]) -> Non
                 source=source,
                 transcode=transcode,
                 budget=budget,
-                dedup=mesh,
+                dedup=dedup,
                 compare=compared.add,
             )
-            await mesh.wait_until_complete()
+            await mesh.wait_until_connected()
             channel.send(Ready(fetch.unused_proxy, fetch.used_proxies))
             report = partial(_report_statistics, channel, fetch, fetcher, compared)
             background = [group.create_task(_repeat(report)), group.create_task(_sync_spools(samples))]
@@ -130,7 +133,7 @@ async def _work(startup: Startup, channel: Channel[FromWorker, ToWorker]) -> Non
                 await SampleTasks(samples.pull, partial(_process, samples, fetcher), source).run()
             finally:
                 await samples.close()
-                mesh.close()
+                dedup.close()
             report()
         channel.send(Finished())
         await channel.drain()
@@ -139,9 +142,9 @@ async def _work(startup: Startup, channel: Channel[FromWorker, ToWorker]) -> Non
 
 
 async def _process(samples: ReceivedSamples, fetcher: SampleFetcher, one: SampleToFetch) -> None:
-    spool = await samples.spool_of(one.shard)
-    await fetcher.fetch_sample(spool, one.sample, one.ended, one.jpeg_bytes)
-    samples.report_ended(one, fetcher)
+    spool, images = await samples.spool_of(one.shard), ImageCounts()
+    await fetcher.fetch_sample(spool, one.sample, one.ended, one.jpeg_bytes, images)
+    samples.report_ended(one, images)
 
 
 async def _listen(channel: Channel[FromWorker, ToWorker], mesh: Mesh, samples: ReceivedSamples) -> None:
@@ -150,9 +153,9 @@ async def _listen(channel: Channel[FromWorker, ToWorker], mesh: Mesh, samples: R
             match message:
                 case Samples():
                     samples.add(unpickle_samples(message.pickled))
-                case OpenShard():
+                case ShardFollows():
                     samples.open_shard(message.shard, message.name)
-                case CloseShard():
+                case ShardPublished():
                     await samples.close_shard(message.shard)
                 case PeerListens():
                     mesh.connect(message.worker, message.address)
@@ -192,6 +195,11 @@ async def _sync_spools(samples: ReceivedSamples) -> None:
         await samples.sync()
 
 
+def _escaped(text: str) -> str:
+    """A text that a message may have, without the lone surrogates of a path that is not UTF-8."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
 class _LogHandler(logging.Handler):
     """Sends what is logged to the coordinator, which logs it as its own."""
 
@@ -202,9 +210,9 @@ class _LogHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Send a message, from any thread."""
-        text = self.format(record).encode("utf-8", "backslashreplace").decode()
+        message = Logged(record.name, record.levelno, _escaped(self.format(record)))
         try:
-            self._loop.call_soon_threadsafe(self._channel.send, Logged(record.name, record.levelno, text))
+            self._loop.call_soon_threadsafe(self._channel.send, message)
         except RuntimeError:  # the loop is closed
             self.handleError(record)
 

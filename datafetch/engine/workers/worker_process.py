@@ -18,14 +18,14 @@ from typing import NamedTuple, Self
 from datafetch.engine.feed import NextSample
 from datafetch.engine.workers.channel import Channel
 from datafetch.engine.workers.messages import (
-    CloseShard,
     FromWorker,
-    OpenShard,
     Samples,
+    ShardFollows,
+    ShardPublished,
     ToWorker,
     WorkerStatistics,
 )
-from datafetch.engine.workers.startup import LENGTH_BYTES, SampleToFetch, Startup, pickle_samples
+from datafetch.engine.workers.startup import LENGTH_BYTES, SampleToFetch, WorkerStartup, pickle_samples
 from datafetch.errors import ResourceError
 from datafetch.model.ledger_line import LedgerLine
 from datafetch.model.sample import Sample
@@ -33,7 +33,7 @@ from datafetch.process.allocator import without_blas_threads
 from datafetch.process.child import child_command, start_failure
 
 _MODULE = "datafetch.engine.workers.worker"
-_MAX_FRAME_BYTES = 4 * 1024 * 1024
+_FLUSH_BYTES = 4 * 1024 * 1024  # of samples, about
 _END_TIMEOUT_S = 20.0  # for spools to be written, and codec processes to end, once the worker is told to
 _ADVICE = (
     "free resources or raise the limit ('ulimit -a' shows them), or reduce --workers, and run the same command again"
@@ -91,12 +91,13 @@ class WorkerProcess:
         self._shards: set[int] = set()
 
     @classmethod
-    async def start(cls, startup: Startup) -> Self:
+    async def start(cls, startup: WorkerStartup) -> Self:
         """Start a worker.
 
         Raises:
             ResourceError: No process can be started.
         """
+        pickled = pickle.dumps(startup)
         environment = dict(os.environ)
         without_blas_threads(environment)
         own_end, its_end = socket.socketpair()
@@ -109,10 +110,11 @@ class WorkerProcess:
                     start_new_session=True,  # Ctrl-C in the terminal is handled by the coordinator alone
                 )
             reader, writer = await asyncio.open_unix_connection(sock=own_end)
-        except OSError as error:
+        except BaseException as error:
             own_end.close()
+            if not isinstance(error, OSError):
+                raise
             raise ResourceError(f"cannot start a worker process: {start_failure(error)}; {_ADVICE}") from error
-        pickled = pickle.dumps(startup)
         writer.writelines((len(pickled).to_bytes(LENGTH_BYTES, "little"), pickled))
         return cls(startup.worker, process, Channel(reader, writer, FromWorker))
 
@@ -139,12 +141,12 @@ class WorkerProcess:
         """
         if shard not in self._shards:
             self._shards.add(shard)
-            self.send(OpenShard(shard, name))
+            self.send(ShardFollows(shard, name))
         self.room -= 1
         self.in_hand[shard, one.sample.position] = one
         self._unsent.append(SampleToFetch(shard, one.sample, one.ended, one.jpeg_bytes))
         self._unsent_bytes += one.next_sample.held_bytes
-        if self._unsent_bytes > _MAX_FRAME_BYTES:
+        if self._unsent_bytes > _FLUSH_BYTES:
             self.flush()
 
     def flush(self) -> None:
@@ -158,7 +160,7 @@ class WorkerProcess:
         """Tell it that a shard is published, if it had samples of it."""
         if shard in self._shards:
             self._shards.remove(shard)
-            self.send(CloseShard(shard))
+            self.send(ShardPublished(shard))
 
     def close(self) -> None:
         """Close its connection, so that it ends."""
@@ -175,7 +177,7 @@ class WorkerProcess:
             await self._process.wait()
 
     def kill(self) -> None:
-        """Kill it, with its children, unless it has ended."""
+        """Kill it unless it has ended; the kernel ends its children with it."""
         if self._process.returncode is None:
             with suppress(ProcessLookupError):
                 os.kill(self.pid, signal.SIGKILL)

@@ -9,7 +9,7 @@ import pytest
 
 from datafetch import Job
 from datafetch.engine.workers import budgets
-from datafetch.engine.workers.budgets import count_workers, log_fewer_workers, policy_of_reader, share_of
+from datafetch.engine.workers.budgets import count_workers, log_workers, policy_of_reader, share_of
 from datafetch.engine.workers.owner import owner_of_host, owner_of_url
 from datafetch.errors import ConfigurationError
 from datafetch.fetch import FetchPolicy
@@ -48,8 +48,8 @@ def test_there_is_one_worker_for_six_cpus(monkeypatch: pytest.MonkeyPatch, cpus:
 def test_no_worker_is_without_its_part(asked: Job, workers: int, caplog: pytest.LogCaptureFixture) -> None:
     """Of codec processes, connections, and the rate; that there are fewer is said."""
     assert count_workers(asked) == workers
-    log_fewer_workers(asked)
-    assert [f"{workers} of 8 workers are started" in message for message in caplog.messages] == [True] * (workers < 8)
+    log_workers(asked)
+    assert [f"--workers 8: {workers} can be started" in line for line in caplog.messages] == [True] * (workers < 8)
 
 
 def test_all_parts_together_are_what_one_process_has() -> None:

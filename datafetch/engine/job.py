@@ -117,8 +117,8 @@ class Job:
     workers: int | None = option(
         None,
         _NoRowEffect(
-            help="Number of processes that fetch, each with an event loop of its own; auto is one for six CPUs. All of "
-            "them together keep to the limits of one.",
+            help="Number of processes that fetch, each with an event loop of its own, at most one for each codec "
+            "process; auto is one for six CPUs. Limits of hosts, memory and the rate hold for all of them together.",
             group=OptionGroup.NETWORK,
             metavar="N|auto",
             none_word="auto",

@@ -35,7 +35,7 @@ from datafetch.engine.opened_meanwhile import opened_meanwhile
 from datafetch.engine.permissions import count_permittable
 from datafetch.engine.pipeline import Pipeline
 from datafetch.engine.publish import Publisher
-from datafetch.engine.workers.budgets import count_workers, log_fewer_workers
+from datafetch.engine.workers.budgets import count_workers, log_workers
 from datafetch.errors import ConservationError
 from datafetch.fetch import BodyBudget, Fetcher
 from datafetch.fetch.receive_rate import ReceiveRate
@@ -144,7 +144,7 @@ class Session:
         """
         access = await run_in_thread(ImageAccess.find, self._job, self.output, spec, archives, identity)
         workers = count_workers(self._job) if backends is CHILD_PROCESSES else 1
-        log_fewer_workers(self._job)
+        log_workers(self._job)
         async with backends.open_commit() as commit, announced(self._job.finish_by):
             publisher = Publisher(feed, self.output, commit)
             async with (

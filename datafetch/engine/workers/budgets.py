@@ -25,16 +25,20 @@ def count_workers(job: Job) -> int:
     return min(job.workers or max(1, available_cpus() // _CPUS_PER_WORKER), *_most_workers(job).values())
 
 
-def log_fewer_workers(job: Job) -> None:
-    """Say so if there are fewer workers than the job asks for."""
+def log_workers(job: Job) -> None:
+    """Say how many workers there are, if there are some; and why, if they are fewer than the job asks for."""
     workers = count_workers(job)
+    if workers > 1:
+        _log.info("%d workers, with %d codec processes", workers, job.processes or available_cpus())
     if job.workers is not None and workers < job.workers:
-        option = next(option for option, most in _most_workers(job).items() if most == workers)
+        option, most = next(one for one in _most_workers(job).items() if one[1] == workers)
         _log.warning(
-            "%d of %d workers are started, since each has a part of %s; raise that for more",
-            workers,
+            "--workers %d: %d can be started, since each needs a part of %s, which is enough for %d; raise that for "
+            "more",
             job.workers,
+            workers,
             option,
+            most,
         )
 
 

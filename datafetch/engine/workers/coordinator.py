@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import signal
 import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -244,9 +245,12 @@ class Coordinator:
                     "run the same command again"
                 )
             _log.warning(
-                "worker %d was killed (%s): another one takes its place, and nothing that it had fetched is lost",
+                "worker %d (process %d) was killed (%s%s): another one takes its place; what it had stored is kept, "
+                "and what it had not is requested again",
                 worker.number,
+                worker.pid,
                 signal_name(-(worker.returncode or 0)),
+                ", perhaps for its memory" if worker.returncode == -signal.SIGKILL else "",
             )
             self._totals.add_killed(worker)
             left = await self._take_back(worker, group)

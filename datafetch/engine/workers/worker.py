@@ -12,6 +12,7 @@ import asyncio
 import logging
 import os
 import pickle
+import signal
 import socket
 import sys
 from collections.abc import Callable
@@ -65,6 +66,7 @@ class _CoordinatorGoneError(Exception):
 def main() -> None:
     """Run the process."""
     end_with_parent()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the coordinator tells when to stop
     collect_garbage_rarely()
     return_freed_memory()
     connection = socket.socket(fileno=os.dup(sys.stdin.fileno()))
@@ -132,13 +134,14 @@ async def _work(startup: WorkerStartup, channel: Channel[FromWorker, ToWorker]) 
             try:
                 await SampleTasks(samples.pull, partial(_process, samples, fetcher), source).run()
             finally:
+                for task in background:  # before the fetcher is closed, which has no statistics then
+                    task.cancel()
                 await samples.close()
                 dedup.close()
             report()
         channel.send(Finished())
         await channel.drain()
-        for task in (listening, *background):
-            task.cancel()
+        listening.cancel()
 
 
 async def _process(samples: ReceivedSamples, fetcher: SampleFetcher, one: SampleToFetch) -> None:

@@ -271,6 +271,7 @@ class Coordinator:
                 self._take(worker, message, group)
         worker.room = 0
         await worker.end()
+        self._let_end()
         if not worker.has_finished and (worker.returncode or 0) >= 0:
             raise RuntimeError(f"a worker process ended with status {worker.returncode}; its traceback is above")
         return worker.has_finished
@@ -297,6 +298,13 @@ class Coordinator:
                 raise _ERRORS.get(message.kind, ResourceError)(message.text)
             case Finished():
                 worker.has_finished = True
+                self._let_end()
+
+    def _let_end(self) -> None:
+        """Let the workers end once all have finished, or are gone: until then they serve each other."""
+        if all(worker.has_finished or worker.returncode is not None for worker in self._workers.values()):
+            for worker in self._workers.values():
+                worker.close()
 
     def _take_ended(self, worker: WorkerProcess, message: Ended, group: asyncio.TaskGroup) -> None:
         images = ImageCounts(Counter(message.outcomes), message.repeated, message.adopted)

@@ -161,7 +161,7 @@ class Failed(_Message):
 
 
 class Finished(_Message):
-    """The worker has ended all of its samples, and closed its spools."""
+    """The worker has ended all of its samples, and closed its spools; it serves others until the connection closes."""
 
 
 FromWorker: TypeAlias = Listens | Ready | Wants | Ended | WorkerStatistics | Logged | Failed | Finished

@@ -141,7 +141,7 @@ async def _work(startup: WorkerStartup, channel: Channel[FromWorker, ToWorker]) 
             report()
         channel.send(Finished())
         await channel.drain()
-        listening.cancel()
+        await asyncio.wait([listening])  # until the coordinator closes the connection: others may still need this one
 
 
 async def _process(samples: ReceivedSamples, fetcher: SampleFetcher, one: SampleToFetch) -> None:

@@ -3,8 +3,8 @@
 Messages that are sent in one iteration of the event loop travel together: a list of them, in MessagePack, behind its
 length. So a system call and a step of the receiver's loop serve many messages when there are many.
 
-Rules: both ends are processes of one user (``refuse_other_user``). A message that is longer than any valid one, or is
-none, is a fault of ours and ends the run.
+Rules: both ends are processes of one user (``refuse_other_user``). A message that is too long or can't be decoded is a
+bug in datafetch and ends the run.
 """
 
 from __future__ import annotations

@@ -13,8 +13,8 @@ When a worker is killed, its spools hold everything that it had finished, report
 samples count as ended, and what else it had in hand is handed out again, together with what the spools have of it.
 Another process takes its number, its spools, and the hosts that it owned; ``mesh`` says how the others find it.
 
-Rules: a worker that was killed is replaced; one that ends by itself has met a fault of ours, and one that says that it
-can't go on has met one of the machine's: both stop the run.
+Rules: a worker that was killed is replaced. A worker that exits by itself has hit a bug, and one that reports that it
+can't go on lacks something on this machine: both stop the run.
 """
 
 from __future__ import annotations

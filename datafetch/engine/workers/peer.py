@@ -4,8 +4,8 @@ Theory of operation. What is asked for, and what has been granted, is kept until
 dies, another process takes its number, and is told all of that again: what was granted counts as granted, and what was
 asked for is asked for again. So a task notices nothing of it but a wait.
 
-What else the dead worker knew is gone. The pauses, circuits and limits of its hosts begin anew, and URLs whose results
-it knew are requested once more. A location in one of its spools may be asked for at its replacement, whose spools have
+Everything else that the dead worker knew is lost: the pauses, circuits and limits of its hosts start from scratch, and
+URLs whose results it knew are requested once more. A location in one of its spools may be asked for at its replacement, whose spools have
 other numbers; there the entry's marker and checksum or the URL does not match, which is as if it were no longer kept.
 """
 

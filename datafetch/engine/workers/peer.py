@@ -5,8 +5,9 @@ dies, another process takes its number, and is told all of that again: what was 
 asked for is asked for again. So a task notices nothing of it but a wait.
 
 Everything else that the dead worker knew is lost: the pauses, circuits and limits of its hosts start from scratch, and
-URLs whose results it knew are requested once more. A location in one of its spools may be asked for at its replacement, whose spools have
-other numbers; there the entry's marker and checksum or the URL does not match, which is as if it were no longer kept.
+URLs whose results it knew are requested once more. A location in one of its spools may be asked for at its replacement,
+whose spools have other numbers. There the entry's marker and checksum or the URL does not match, which is as if it were
+no longer kept.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """WaitingSamples: samples that wait for the worker that owns their host to have room for them.
 
-Theory of operation. A few samples wait for each worker, so that nearly all are given to the owner of their first host,
-which need ask nobody for a slot there, and alone needs the host's address and TLS session. When as many wait as may, or
-when there are no more, a worker that has room and nothing waiting for it takes from the one for which most wait: an
-owner of many hosts, or one that is slow, holds up nobody.
+Theory of operation. A few samples wait for each worker, so that nearly all go to the owner of their first host. The
+owner needs no other worker's permission for a slot there, and only the owner has to look up the host and keep its TLS
+session. When the queue is full, or when no more samples will come, a worker that has room but no samples of its own
+takes one from the longest queue, so that a worker that is slow or owns many hosts does not hold up the others.
 """
 
 from __future__ import annotations

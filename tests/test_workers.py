@@ -35,8 +35,7 @@ from datafetch.model.outcome import FailureKind
 from datafetch.model.statistics import Statistics
 from datafetch.store.layout import OutputLayout
 
-pytestmark = pytest.mark.usefixtures("without_coverage")  # whose files processes that are killed leave damaged
-
+_kills = pytest.mark.usefixtures("without_coverage")  # whose files processes that are killed leave damaged
 _WORKER = "datafetch.engine.workers.worker"
 _WORKERS = 3
 _HOSTS = 12  # so that each worker owns some
@@ -101,6 +100,7 @@ def test_workers_make_what_one_process_makes(trial: Trial, folders: RunFolders) 
     assert {url: count - before[url] for url, count in trial.requests().items()} == dict.fromkeys(before, 1)
 
 
+@_kills
 @pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow), pytest.param(2, marks=pytest.mark.slow)])
 def test_a_killed_worker_costs_only_what_is_in_flight(trial: Trial, folders: RunFolders, seed: int) -> None:
     """Another one takes its place, no stored image is requested again, and the output is the same."""
@@ -118,6 +118,7 @@ def test_a_killed_worker_costs_only_what_is_in_flight(trial: Trial, folders: Run
     check_like_one_run(trial, folders)
 
 
+@_kills
 @pytest.mark.slow
 def test_a_killed_coordinator_leaves_no_process_and_other_numbers_of_workers_resume(
     trial: Trial, folders: RunFolders
@@ -154,6 +155,7 @@ def test_an_interrupted_run_stops_all_workers(trial: Trial, folders: RunFolders)
     assert sum(status.outcomes.values()) == len(folders.stored_urls())
 
 
+@_kills
 @pytest.mark.rotating
 def test_a_full_disk_stops_the_run_with_one_line(trial: Trial, folders: RunFolders) -> None:
     """What a worker lacks stops all of them: exit 4, and one line that says what to do."""
@@ -306,6 +308,7 @@ def test_a_retry_has_workers_too(tmp_path: Path) -> None:
     assert max(len(one.workers) for one in seen) == 2
 
 
+@_kills
 @pytest.mark.rotating
 def test_a_worker_that_is_killed_whenever_it_starts_stops_the_run(trial: Trial, folders: RunFolders) -> None:
     """With one line that says what to reduce; nothing is left behind."""
@@ -314,6 +317,7 @@ def test_a_worker_that_is_killed_whenever_it_starts_stops_the_run(trial: Trial, 
         assert "3 times before it had fetched anything" in check_out_of_resources(run, code)
 
 
+@_kills
 def test_an_empty_spool_of_a_killed_worker_is_no_damage(trial: Trial, folders: RunFolders) -> None:
     """It was killed before it had written anything, and nobody opened the file again."""
     with Run(command(trial, folders)) as run:

@@ -39,12 +39,12 @@ class CommandLine:
         return shlex.join(self.words)
 
 
-def command_line_of(job: Job, out: Path) -> CommandLine:
+def command_line_of(job: Job, out: Path | str) -> CommandLine:
     """The command that starts a job.
 
     Args:
         job: The job, as its file has it.
-        out: Where its output lies now, as an absolute path.
+        out: Where its output lies now, as an absolute path or its place in a bucket.
     """
     dataset = find_dataset(job.dataset)
     root = _root_of(out, dataset)
@@ -59,8 +59,10 @@ def command_line_of(job: Job, out: Path) -> CommandLine:
     return CommandLine(tuple(words), tuple(_remarks(job, dataset, has_root=root is not None)))
 
 
-def _root_of(out: Path, dataset: Dataset) -> Path | None:
+def _root_of(out: Path | str, dataset: Dataset) -> Path | str | None:
     """The trainer's data folder of an output; None if the output does not lie where ``prepare`` would place it."""
+    if isinstance(out, str):
+        return out.removesuffix(f"/{dataset.path}") if out.endswith(f"/{dataset.path}") else None
     path = Path(dataset.path).parts
     return Path(*out.parts[: -len(path)]) if out.parts[-len(path) :] == path else None
 

@@ -44,7 +44,12 @@ PERMISSIONS: Mapping[str, Permission] = {permission.replace("-", "_"): permissio
 """Options that permit what is refused by default, by name."""
 
 Root = Annotated[
-    Path, typer.Option(metavar="DIR", help="The trainer's data folder.", rich_help_panel=OptionGroup.OUTPUT)
+    str,
+    typer.Option(
+        metavar="DIR",
+        help="The trainer's data folder, or a place in a bucket: s3://BUCKET/FOLDER.",
+        rich_help_panel=OptionGroup.OUTPUT,
+    ),
 ]
 """The option of commands that build datasets."""
 NoReshard = Annotated[

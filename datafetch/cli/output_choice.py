@@ -7,22 +7,31 @@ from pathlib import Path
 
 from datafetch.cli.exit_code import write_line
 from datafetch.errors import ConfigurationError
+from datafetch.model.location import is_bucket, refuse_as_output
 from datafetch.monitor.outputs_below import outputs_instead_of
 
 
-def choose_output(path: Path, say: Callable[[str], None] = write_line) -> Path:
+def choose_output(path: str, say: Callable[[str], None] = write_line) -> Path | str:
     """Take the only output below a folder in its place, and say so.
 
     Args:
-        path: What was given: an output, its state folder, a folder above outputs, or something else.
+        path: What was given: an output, its state folder, a folder above outputs, a place in a bucket, or something
+            else.
         say: Shows a line.
 
     Returns:
-        That output; all other paths as they are.
+        That output; all other paths as they are, and places in buckets as text.
 
     Raises:
         ConfigurationError: There are several; they have been listed, a line for each.
     """
+    refuse_as_output(path)
+    if is_bucket(path):
+        return path
+    return _choose_below(Path(path), say)
+
+
+def _choose_below(path: Path, say: Callable[[str], None]) -> Path:
     below = outputs_instead_of(path)
     if not below.outputs:
         return path

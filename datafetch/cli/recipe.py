@@ -6,7 +6,6 @@ import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -49,7 +48,7 @@ def prepare(  # noqa: PLR0913 - one parameter an option
             rich_help_panel=OptionGroup.SELECTION,
         ),
     ] = None,
-    root: Root = Path("playground/data"),
+    root: Root = "playground/data",
     no_reshard: NoReshard = False,
     min_success: MinSuccess = 0.0,
     check_sources: CheckSources = False,

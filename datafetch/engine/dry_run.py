@@ -30,7 +30,7 @@ from datafetch.fetch.urls import BadUrlError, parse_url
 from datafetch.model.dataset import Dataset
 from datafetch.model.kinds import OutputState
 from datafetch.model.ledger_line import ShardCounts
-from datafetch.model.location import at_mirror, is_remote, is_url, without_secrets
+from datafetch.model.location import at_mirror, is_bucket, is_remote, is_url, without_secrets
 from datafetch.model.options import row_options
 from datafetch.model.sample import FALLBACK, FILE, MEMBER, Row
 from datafetch.monitor.at_work import refuse_at_work
@@ -157,6 +157,7 @@ async def _look_at(one: PlannedDataset, repeated: RepeatedJob | None) -> DryRun:
     if one.job is None:
         return DryRun(dataset=one.part.name, out=one.out, state=OutputState.REFUSED, problem=one.problem)
     try:
+        _refuse_bucket(one.job)
         asked_first = await run_in_thread(_asked_first, one, one.job)
         if asked_first:
             return await run_in_thread(_look_from_outside, one, one.job, asked_first)
@@ -167,6 +168,13 @@ async def _look_at(one: PlannedDataset, repeated: RepeatedJob | None) -> DryRun:
             return await run_in_thread(_look_inside, one.job, bound)
     except (ConfigurationError, ManifestError) as error:
         return replace(_settings_of(one.job), state=OutputState.REFUSED, problem=str(error))
+
+
+def _refuse_bucket(job: Job) -> None:
+    if is_bucket(job.out):
+        raise ConfigurationError(
+            f"--dry-run asks nobody, so it can't know what is in {job.out}; with a local --root it says all the rest"
+        )
 
 
 def _settings_of(job: Job) -> DryRun:

@@ -19,7 +19,7 @@ from datafetch.fetch import MAX_BYTES, FetchPolicy
 from datafetch.model.dataset import Dataset
 from datafetch.model.fields import check_types, invalid, require_in_range
 from datafetch.model.kinds import Payload
-from datafetch.model.location import is_remote, is_url, without_secrets
+from datafetch.model.location import is_remote, is_url, refuse_as_output, without_secrets
 from datafetch.model.manifest import Manifest
 from datafetch.model.options import DatasetOptions, Effect, Option, OptionGroup, option, options_of, row_options
 from datafetch.model.regular_file import open_regular
@@ -57,7 +57,8 @@ class Job:
     Attributes:
         dataset: The name of the dataset.
         source: The folder with the published manifest.
-        out: The folder for what the trainer reads. The state folder is created next to it.
+        out: The folder for what the trainer reads, or its place in a bucket, ``s3://BUCKET/FOLDER``. The state folder
+            is created next to it.
         ids: A file with the ids of the samples to fetch; None selects those that the dataset selects by itself.
         mirror: The URL of a server that is asked for the source, its archives and the id list instead of those on which
             they are published; empty asks these.
@@ -81,6 +82,7 @@ class Job:
             one run, and is not stored.
         no_lock: The operator knows that no other run works on the output. This holds for one run, and is not stored.
         options: The options of the dataset, an instance of its own class; None sets none.
+        stored_at: Where the output is, if ``out`` is a working copy of what is in a bucket; set by datafetch itself.
     """
 
     dataset: str
@@ -186,6 +188,7 @@ class Job:
     )
     no_lock: bool = option(False, NO_LOCK)
     options: DatasetOptions | None = None
+    stored_at: str | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         """Refuse invalid values before anything is read."""
@@ -204,6 +207,7 @@ class Job:
                 raise invalid(self, f"{{{field_name}}} is empty; give a path, or leave it out")
         if self.mirror and not is_url(self.mirror):
             raise invalid(self, "{mirror} takes a URL that begins with http:// or https://")
+        refuse_as_output(self.out)
         for path in (self.source, self.out, self.ids or "", self.scratch or ""):
             if not is_utf8(path):
                 raise ConfigurationError(f"paths must be valid UTF-8 (and so the locale), not {path!a}")
@@ -315,6 +319,7 @@ def settings_of(job: Job, spec: ImageSpec) -> dict[str, Any]:
     of_one_run: dict[str, Any] = {one.field: one.default for one in options_of(Job) if one.option.is_of_one_run}
     values = {**asdict(replace(job, image=spec, **of_one_run)), **paths}
     values["mirror"] = without_secrets(job.mirror)
+    values["out"] = values.pop("stored_at") or job.out
     options = values.pop("options") or {}
     if isinstance(archive := options.get("archive"), str):
         options["archive"] = _location(archive)

@@ -20,6 +20,7 @@ from datafetch.engine.job import Job, own_spec
 from datafetch.engine.published import download_source
 from datafetch.engine.runner import run
 from datafetch.errors import ConfigurationError, DatafetchError, ResourceError
+from datafetch.model.location import is_bucket, output_below
 from datafetch.model.observers import Observer
 from datafetch.model.report import Report
 from datafetch.model.statistics import Statistics
@@ -106,7 +107,7 @@ Observe: TypeAlias = Callable[[int, Sequence[PlannedDataset]], Iterable[Observer
 
 def plan_recipe(
     targets: Sequence[str],
-    root: Path,
+    root: Path | str,
     sources: Mapping[str, str],
     ids: Mapping[str, str],
     change: Callable[[Job], Job] = lambda job: job,
@@ -115,7 +116,7 @@ def plan_recipe(
 
     Args:
         targets: Names of datasets and steps.
-        root: The trainer's data root.
+        root: The trainer's data root, or a place in a bucket.
         sources: Where their manifests or archives are, by dataset.
         ids: Their id lists, by dataset.
         change: Applies the operator's options to a job. A limit is also the number of rows that synthdog-ja takes.
@@ -137,7 +138,7 @@ def plan_recipe(
         raise ConfigurationError(f"{strange} does not take --ids; leave it out")
     planned = []
     for part in map(part_of, names):
-        out = str(root / find_dataset(part.name).path)
+        out = output_below(root, find_dataset(part.name).path)
         try:
             job = _job(part.name, root, sources)
             lists = tuple(change(_job(name, root, sources)) for name in part.lists if name in names)
@@ -150,7 +151,7 @@ def plan_recipe(
     return planned
 
 
-def _job(name: str, root: Path, sources: Mapping[str, str]) -> Job:
+def _job(name: str, root: Path | str, sources: Mapping[str, str]) -> Job:
     """The job for a dataset, without the operator's options.
 
     Raises:
@@ -158,7 +159,7 @@ def _job(name: str, root: Path, sources: Mapping[str, str]) -> Job:
     """
     dataset = find_dataset(name)
     source = sources.get(name) or default_source(name)
-    return Job(name, source, str(root / dataset.path), image=own_spec(dataset), options=dataset.options)
+    return Job(name, source, output_below(root, dataset.path), image=own_spec(dataset), options=dataset.options)
 
 
 def with_limited_rows(job: Job) -> Job:
@@ -179,7 +180,7 @@ def log_disk_space(planned: Sequence[PlannedDataset]) -> None:
         for one in planned
         if one.job is not None and one.job.limit is None and not one.is_complete and one.has_published_source
     }
-    if sizes:
+    if sizes and not is_bucket(planned[0].out):
         log_recipe_estimate(Path(planned[0].out), sizes, len(planned))
 
 

@@ -13,7 +13,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TypeAlias
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, TypeAlias
 
 from datafetch.engine.archives import kept_archives
 from datafetch.engine.bound_job import layout_of
@@ -27,7 +28,7 @@ from datafetch.engine.retry_source import FailedSamples
 from datafetch.engine.retry_state import begin_retry, end_retry, read_retry_state
 from datafetch.engine.session import CHILD_PROCESSES, Backends, Session
 from datafetch.errors import ConfigurationError
-from datafetch.model.location import at_mirror
+from datafetch.model.location import at_mirror, is_bucket
 from datafetch.model.observers import Observer
 from datafetch.model.report import FetchedShards, Report
 from datafetch.model.statistics import Statistics
@@ -37,10 +38,14 @@ from datafetch.output.merge import Output
 from datafetch.output.retry_filter import RetryFilter
 from datafetch.output.training_list import refuse_other_list
 from datafetch.process.threads import run_in_thread
+from datafetch.store.atomic import write_atomically
 from datafetch.store.job_file import Identity
 from datafetch.store.layout import OutputLayout, output_of
 from datafetch.store.reports import write_report
 from datafetch.transcode import ImageSpec
+
+if TYPE_CHECKING:
+    from datafetch.store.buckets.working_copy import WorkingCopy
 
 _log = logging.getLogger(__name__)
 
@@ -58,6 +63,19 @@ async def retry_failed(
     backends: Backends = CHILD_PROCESSES,
 ) -> Report:
     """Fetch failed images again inside a running event loop, of any kind; otherwise like ``retry``."""
+    if is_bucket(out):
+        from datafetch.engine.bucket_output import retry_in_bucket  # noqa: PLC0415 - local retries start without it
+
+        own_change = partial(_change_on_copy, change=change or _unchanged)
+
+        async def work(copy: WorkingCopy, recording: Backends) -> Report:
+            local = str(copy.layout.out)
+            return await retry_failed(
+                local, retry_filter, change=own_change, source=source, observers=observers, backends=recording
+            )
+
+        scratch = await run_in_thread(_changed_scratch, out, change or _unchanged)
+        return await retry_in_bucket(out, scratch, backends, work)
     folder = await asyncio.to_thread(output_of, Path(out))
     job, identity = await asyncio.to_thread(read_job, OutputLayout(folder))
     interrupted = await asyncio.to_thread(read_retry_state, OutputLayout(folder))
@@ -131,6 +149,22 @@ def _prepare_retry(layout: OutputLayout, identity: Identity, list_name: str | No
             f"{layout.out} is not complete; run the command that started it again, and then retry; "
             f"{command_that_made(layout.out)}"
         )
+
+
+def _changed_scratch(location: str, change: Change) -> str | None:
+    """The folder that a change names for the working copy of an output in a bucket; None if it names none."""
+    from datafetch.store.buckets.view import JOB, read_recorded  # noqa: PLC0415 - local retries start without it
+
+    content = read_recorded(location, JOB)
+    with TemporaryDirectory() as folder:
+        layout = OutputLayout(Path(folder) / "out")
+        write_atomically(layout.job, content or b"")
+        return change(read_job(layout)[0]).scratch
+
+
+def _change_on_copy(job: Job, change: Change) -> Job:
+    """Change a job whose spools lie in the working copy."""
+    return replace(change(job), scratch=None)
 
 
 def _unchanged(job: Job) -> Job:

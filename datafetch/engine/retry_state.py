@@ -20,11 +20,12 @@ from datafetch.engine.job import Job
 from datafetch.engine.permissions import Permitted
 from datafetch.errors import ConfigurationError
 from datafetch.model.bounds import Count, PathText, PlainName
+from datafetch.model.location import is_bucket
 from datafetch.model.outcome import FailureKind
 from datafetch.model.wording import command_for
 from datafetch.output.retry_filter import Retry, RetryFilter
 from datafetch.store.atomic import write_atomically
-from datafetch.store.layout import OutputLayout
+from datafetch.store.layout import OutputLayout, output_of
 from datafetch.store.shard_summary import read_shard_summary
 from datafetch.store.state_file import read_state_file
 
@@ -112,6 +113,20 @@ def end_retry(layout: OutputLayout) -> None:
         shutil.rmtree(folder)
     layout.remove_empty_spool_folders()
     layout.retry.unlink()
+
+
+def has_open_retry(out: Path | str) -> bool:
+    """Whether a retry of an output, or of what is in a place in a bucket, was interrupted.
+
+    Raises:
+        ConfigurationError: The file is damaged, or there is no run in that place of the bucket.
+        ResourceError: The bucket can't be reached.
+    """
+    if isinstance(out, str) and is_bucket(out):
+        from datafetch.store.buckets.view import RETRY, read_recorded  # noqa: PLC0415 - local retries start without it
+
+        return read_recorded(out, RETRY) is not None
+    return read_retry_state(OutputLayout(output_of(Path(out)))) is not None
 
 
 def read_retry_state(layout: OutputLayout) -> RetryState | None:

@@ -34,6 +34,7 @@ from datafetch.engine.set_aside import delete_earlier
 from datafetch.errors import ConfigurationError
 from datafetch.fetch import Fetcher
 from datafetch.model.ledger_line import ShardCounts
+from datafetch.model.location import is_bucket
 from datafetch.model.manifest import Manifest
 from datafetch.model.observers import Observer
 from datafetch.model.report import FetchedShards, Report
@@ -86,6 +87,18 @@ async def fetch_dataset(
     repeated: RepeatedJob | None = None,
 ) -> Report:
     """Run a job inside a running event loop, of any kind; otherwise like ``run``."""
+    if _is_in_bucket(job):
+        from datafetch.engine.bucket_output import run_in_bucket  # noqa: PLC0415 - local runs start without it
+
+        work = partial(_fetch, observers=observers, repeated=repeated)
+        return await run_in_bucket(job, backends, work)
+    return await _fetch(job, backends, observers=observers, repeated=repeated)
+
+
+async def _fetch(
+    job: Job, backends: Backends, *, observers: Iterable[Observer[Statistics]], repeated: RepeatedJob | None
+) -> Report:
+    """Run a job whose output, or whose working copy of it, is on this machine."""
     async with bind(job) as bound:
         if repeated is not None:
             await run_in_thread(repeated.refuse_other_rows, bound.identity, job, bound.spec)
@@ -152,6 +165,7 @@ async def fetch_dataset_shards(
     backends: Backends = CHILD_PROCESSES,
 ) -> FetchedShards:
     """Fetch shards inside a running event loop, of any kind; otherwise like ``fetch_shards``."""
+    _refuse_bucket(job)
     _refuse_starting_over(job)
     async with bind(job) as bound:
         layout, names = bound.layout, _in_order(bound, shards)
@@ -192,6 +206,7 @@ def finish(job: Job, observers: Iterable[Observer[Statistics]] = ()) -> Report:
 
 async def finish_dataset(job: Job, observers: Iterable[Observer[Statistics]] = ()) -> Report:
     """Complete a job inside a running event loop, of any kind; otherwise like ``finish``."""
+    _refuse_bucket(job)
     _refuse_starting_over(job)
     async with bind(job) as bound:
         layout, shards = bound.layout, bound.shards
@@ -233,7 +248,7 @@ def retry(
     """Fetch failed images again, on an event loop of its own, and add those that arrive to the shards.
 
     Args:
-        out: The output of a complete run.
+        out: The output of a complete run: its folder, or its place in a bucket.
         retry_filter: Which failures; None selects temporary ones, or those of the retry that was interrupted.
         change: Changes settings of that run; none that the rows depend on. What it permits is remembered for later
             retries. A network that it leaves out stays permitted.
@@ -289,6 +304,19 @@ def _in_order(bound: BoundJob, shards: Iterable[str] | None) -> list[str]:
             f"{bound.job.source} has no shard {unknown!r}; it has {len(names):,}, from {names[0]} to {names[-1]}"
         )
     return [name for name in names if name in wanted]
+
+
+def _is_in_bucket(job: object) -> bool:
+    """Whether it is a job whose output is in a bucket; what is no job is refused later."""
+    return isinstance(job, Job) and is_bucket(job.out)
+
+
+def _refuse_bucket(job: Job) -> None:
+    if _is_in_bucket(job):
+        raise ConfigurationError(
+            f"{job.out} is in a bucket, where one run works at a time; fetch_shards and finish take a folder that all "
+            "machines see"
+        )
 
 
 def _refuse_starting_over(job: Job) -> None:

@@ -19,7 +19,7 @@ import shutil
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, asynccontextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -66,6 +66,10 @@ def _open_transcoder(job: Job, spec: ImageSpec, quarantine: Path) -> AbstractAsy
     return Transcoder(spec, processes=job.processes, quarantine=quarantine)
 
 
+def _is_at_hand(_: Path) -> AbstractContextManager[None]:
+    return nullcontext()
+
+
 @dataclass(frozen=True, slots=True)
 class Backends:
     """What transcodes images and commits shards.
@@ -77,10 +81,12 @@ class Backends:
         open_transcoder: Opens a transcoder. Its arguments are the job, what an image becomes, and the folder for bodies
             that crash a codec process.
         open_commit: Opens what commits shards whose images all have an outcome.
+        at_hand: Has the content of a file of published rows on this machine while they are read again.
     """
 
     open_transcoder: Callable[[Job, ImageSpec, Path], AbstractAsyncContextManager[ImageTranscoder]] = _open_transcoder
     open_commit: Callable[[], AbstractAsyncContextManager[CommitShard]] = CommitProcesses
+    at_hand: Callable[[Path], AbstractContextManager[None]] = _is_at_hand
 
 
 CHILD_PROCESSES = Backends()
@@ -113,6 +119,7 @@ class Session:
         self._started_s = time.monotonic()
         self._counts: dict[str, ShardCounts] = {}
         self._resharding: ReshardProgress | None = None
+        self._at_hand = CHILD_PROCESSES.at_hand
 
     @asynccontextmanager
     async def fetched(
@@ -143,7 +150,9 @@ class Session:
             DatafetchError: What stopped the work.
         """
         access = await run_in_thread(ImageAccess.find, self._job, self.output, spec, archives, identity)
-        workers = count_workers(self._job) if backends is CHILD_PROCESSES else 1
+        self._at_hand = backends.at_hand
+        is_usual = backends.open_transcoder is CHILD_PROCESSES.open_transcoder
+        workers = count_workers(self._job) if is_usual else 1
         log_workers(self._job)
         async with backends.open_commit() as commit, announced(self._job.finish_by):
             publisher = Publisher(feed, self.output, commit)
@@ -290,7 +299,7 @@ class Session:
         plan = await run_in_thread(self._plan)
         if plan is None:
             return
-        monitor = ProgressMonitor(on_progress=self._set_resharding, stop=threading.Event())
+        monitor = ProgressMonitor(self._set_resharding, threading.Event(), at_hand=self._at_hand)
         await run_in_thread(
             lambda: reshard_output(self.output.layout, self.published(), plan, monitor), on_cancel=monitor.stop.set
         )

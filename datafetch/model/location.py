@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
+
+from datafetch.errors import ConfigurationError
 
 HIDDEN_URL = "the URL"
 """What stands in place of a URL of which it can't be told what is a secret."""
 _URL = re.compile(r"https?://", re.IGNORECASE)
 _REMOTE = re.compile(r"(?i:https?)://|(?:hf|gitlab|s3|gs)://")
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/")
+_BUCKET = "s3://"
+_OUT_SCHEME = re.compile(r"\s*([A-Za-z][A-Za-z0-9+.-]*)://")
 _ANY_SCHEME = re.compile(r"\s*[a-z][a-z0-9+.-]*:/", re.IGNORECASE)
 
 
@@ -21,6 +26,40 @@ def is_url(location: str) -> bool:
 def is_remote(location: str) -> bool:
     """Whether a location is anywhere but on this machine: on a server, the hub, GitLab or in an object store."""
     return _REMOTE.match(location) is not None
+
+
+def is_bucket(location: str) -> bool:
+    """Whether a location is in a bucket that an output may be written to."""
+    return location.startswith(_BUCKET)
+
+
+def refuse_as_output(location: str) -> None:
+    """Check that an output can be written to a location.
+
+    Raises:
+        ConfigurationError: It is neither a folder nor in a bucket.
+    """
+    match = _OUT_SCHEME.match(location)
+    if match is None or is_bucket(location):
+        return
+    why = "is not known to have conditional puts, without which two runs could spoil an output"
+    kind = match[1].lower()
+    raise ConfigurationError(
+        f"{without_secrets(location)} is no place for an output"
+        f"{f', since {kind}:// {why}' if kind in ('gs', 'az', 'abfs') else ''}; give a folder, or s3://BUCKET/FOLDER"
+    )
+
+
+def output_below(root: Path | str, path: str) -> str:
+    """The location of an output below the trainer's data folder.
+
+    Args:
+        root: The data folder, or a location in a bucket.
+        path: The path of the output below it.
+    """
+    if isinstance(root, str) and _OUT_SCHEME.match(root):
+        return f"{root.rstrip('/')}/{path}"
+    return str(Path(root) / path)
 
 
 def unknown_scheme(location: str) -> str:

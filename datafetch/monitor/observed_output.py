@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from datafetch.datasets import find_dataset
-from datafetch.model.untrusted import short_repr
 from datafetch.monitor.heartbeat import ProgressSnapshot, read_snapshots
 from datafetch.monitor.output_counts import list_folder
 from datafetch.monitor.outputs_below import no_output
@@ -49,10 +48,7 @@ def observe_output(out: Path | str) -> ObservedOutput:
 
     Raises:
         ConfigurationError: There is no run, or the file in place of its job is something else.
-        TypeError: It is no path.
     """
-    if not isinstance(out, str | Path):
-        raise TypeError(f"an output is given by its path, not {short_repr(out)}; give a string or a Path")
     layout = OutputLayout(output_of(Path(out)))
     job = read_job_file(layout)
     if job is None:

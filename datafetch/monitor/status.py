@@ -26,6 +26,7 @@ from datafetch.monitor.observed_output import observe_output
 from datafetch.monitor.output_counts import OutputCounts, count_output, list_folder
 from datafetch.monitor.outputs_below import OutputsBelow
 from datafetch.monitor.resharding import read_resharding
+from datafetch.store.buckets.view import observed_place
 from datafetch.store.job_file import JobFile
 from datafetch.store.last_stop import LastStop, read_last_stop
 from datafetch.store.layout import OutputLayout
@@ -56,7 +57,7 @@ class Status:
 
     Attributes:
         dataset: The dataset's name.
-        out: The output folder.
+        out: The output folder, or the output's place in a bucket.
         state: What the run is doing.
         shards: The number of shards of the manifest.
         shards_published: The number of these shards that are where the trainer reads them.
@@ -86,7 +87,7 @@ class Status:
     """
 
     dataset: str
-    out: Path
+    out: Path | str
     state: RunState
     shards: int
     shards_published: int
@@ -197,11 +198,19 @@ def read_status(out: Path | str) -> Status:
     """Read the status of the run that writes to a folder.
 
     Args:
-        out: The output folder, or its state folder.
+        out: The output folder, its state folder, or its place in a bucket.
 
     Raises:
         ConfigurationError: There is no run, or the file in place of its job is something else.
+        ResourceError: The bucket can't be reached.
+        TypeError: It is no path.
     """
+    with observed_place(out) as place:
+        found = _read_status(place.out)
+    return found if place.view is None else replace(found, out=place.location)
+
+
+def _read_status(out: Path) -> Status:
     output = observe_output(out)
     layout, job, snapshots = output.layout, output.job, output.snapshots
     at_work = tuple(one for one in snapshots if one.is_at_work())

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path, PurePosixPath
@@ -20,6 +21,7 @@ from datafetch.errors import ConfigurationError, raise_if_exhausted
 from datafetch.model.dataset import Dataset
 from datafetch.model.fields import check_types, invalid, require_in_range
 from datafetch.model.kinds import Loader
+from datafetch.model.location import is_bucket
 from datafetch.model.observers import Observer, observed_by
 from datafetch.model.options import Option, OptionGroup, option
 from datafetch.model.untrusted import short_repr
@@ -29,6 +31,8 @@ from datafetch.output.reshard.ranks import BATCH, GROUP, WORLD_SIZE
 from datafetch.output.training_list import list_name_of
 from datafetch.process.cpus import available_cpus
 from datafetch.process.event_loop import run_to_end
+from datafetch.process.threads import run_in_thread
+from datafetch.store.buckets.view import observed_place
 from datafetch.store.layout import SUFFIX, OutputLayout
 from datafetch.transcode import MAX_PROCESSES, Encoding, ImageSpec, Transcoder
 from datafetch.verify.findings import MAX_KEPT_PROBLEMS, Examination, Findings, Problem, VerifyProgress, batched
@@ -37,7 +41,7 @@ from datafetch.verify.images import ImageDecoder
 from datafetch.verify.intended_ranks import IntendedRanks, WantedRanks, read_sound_job
 from datafetch.verify.record_list import RecordList
 from datafetch.verify.recorded_files import RecordedFiles
-from datafetch.verify.shards import ShardFolder
+from datafetch.verify.shards import AtHand, ShardFolder, is_at_hand
 from datafetch.verify.verdict import EpochUsage, Verdict
 
 # The trainer's ``Image.open`` refuses images above twice Pillow's limit. Shards hold JPEGs; files may have any format,
@@ -55,7 +59,7 @@ class Check:
     """What to verify. Validated when created.
 
     Attributes:
-        out: A folder of shards or of images, or a JSON file of records.
+        out: A folder of shards or of images, a JSON file of records, or the place of an output in a bucket.
         loader: The loader whose requirements are checked; None takes that of the job, or else determines it from the
             first row.
         image_root: The folder to which the paths in a JSON file are relative; None takes that of the run that created
@@ -139,8 +143,18 @@ async def verify_output(check: Check, observers: Iterable[Observer[VerifyProgres
     """Verify an output inside a running event loop, of any kind; otherwise like ``run_check``."""
     if not isinstance(check, Check):
         raise ConfigurationError(f"a Check is needed, not {short_repr(check)}; write Check(out)")
+    if not is_bucket(check.out):
+        return await _verify(check, observers, is_at_hand)
+    with ExitStack() as opened:
+        place = await run_in_thread(opened.enter_context, observed_place(check.out))
+        verdict = await _verify(replace(check, out=str(place.out)), observers, place.at_hand)
+    return replace(verdict, out=check.out, remarks=tuple(map(place.renamed, verdict.remarks)))
+
+
+async def _verify(check: Check, observers: Iterable[Observer[VerifyProgress]], at_hand: AtHand) -> Verdict:
+    """Verify an output whose files are on this machine while they are read."""
     try:
-        subject = await asyncio.to_thread(_open, check)
+        subject = await asyncio.to_thread(_open, check, at_hand)
         findings = Findings(await asyncio.to_thread(lambda: subject.total_bytes))
     except OSError as error:
         raise_if_exhausted(error)
@@ -226,7 +240,7 @@ def _next(batches: Iterator[list[Examination]]) -> list[Examination] | None:
     return next(batches, None)
 
 
-def _open(check: Check) -> Subject:
+def _open(check: Check, at_hand: AtHand) -> Subject:
     """Open what is to be verified.
 
     Raises:
@@ -238,9 +252,9 @@ def _open(check: Check) -> Subject:
     if check.quick:
         if out.is_file():
             out = _output_of_list(out) or out
-        return RecordedFiles(OutputLayout(out.absolute()), _dataset_of_job(out), check.loader)
+        return RecordedFiles(OutputLayout(out.absolute()), _dataset_of_job(out), check.loader, at_hand)
     if out.is_dir() or not out.exists():  # a list needs no folder
-        return _open_folder(check, out)
+        return _open_folder(check, out, at_hand)
     if not out.is_file():
         raise ConfigurationError(f"{out} is neither a folder of shards or images nor a JSON file")
     if check.loader not in {None, Loader.TORCH}:
@@ -257,7 +271,7 @@ def _what_to_give(missing: Path) -> str:
     return f"{'the list is' if len(names) == 1 else 'the lists are'} {', '.join(map(str, names))}"
 
 
-def _open_folder(check: Check, out: Path) -> Subject:
+def _open_folder(check: Check, out: Path, at_hand: AtHand) -> Subject:
     dataset = _dataset_of_job(out)
     if dataset is not None and dataset.output_format not in _READABLE_FORMATS:
         raise ConfigurationError(f"verify can't read {dataset.output_format}, the output format of {dataset.name}")
@@ -278,7 +292,7 @@ def _open_folder(check: Check, out: Path) -> Subject:
         raise invalid(check, "{image_root} is only for a JSON file; shards contain their images")
     loader = check.loader or (None if dataset is None else dataset.loader)
     if loader is not Loader.TORCH:
-        return ShardFolder(out, loader)
+        return ShardFolder(out, loader, at_hand)
     if any(out.glob(f"*{ROWS_SUFFIX}")):
         template = "{path} holds shards; {loader:torch} takes a JSON file or a folder of images"
         raise invalid(check, template, path=str(out))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,7 +25,7 @@ from datafetch.store.layout import OutputLayout
 from datafetch.store.shard_summary import read_shard_counts
 from datafetch.verify.findings import Examination, Location, Problem
 from datafetch.verify.intended_ranks import read_sound_job
-from datafetch.verify.shards import ShardFolder
+from datafetch.verify.shards import AtHand, ShardFolder, is_at_hand
 
 _STEP_BYTES = 64 << 20  # what is read between two reports of progress, or before Ctrl-C has an effect
 _STEP_FILES = 256
@@ -38,6 +39,7 @@ class RecordedFiles:
         layout: The paths of the output.
         dataset: The dataset of its job; None if it has no job.
         loader: The loader that the caller names; None takes that of the dataset, or determines it from the first row.
+        at_hand: Has the content of a file of rows on this machine while it is read.
 
     Attributes:
         out: The output.
@@ -49,9 +51,12 @@ class RecordedFiles:
         ConfigurationError: Nothing was recorded, or the record is damaged.
     """
 
-    def __init__(self, layout: OutputLayout, dataset: Dataset | None, loader: Loader | None) -> None:
+    def __init__(
+        self, layout: OutputLayout, dataset: Dataset | None, loader: Loader | None, at_hand: AtHand = is_at_hand
+    ) -> None:
         self.without_checksum = 0
         self.out = layout.out
+        self._at_hand = at_hand
         self._layout = layout if dataset is None else replace(layout, output_format=dataset.output_format)
         self._list_name = None if dataset is None else dataset.list_name
         self._record: ReshardRecord | None = read_reshard_record(layout)
@@ -145,7 +150,8 @@ class RecordedFiles:
             is_inside = file.path.is_relative_to(out)
             location = Location(str(file.path.relative_to(out) if is_inside else file.path))
             self.without_checksum += file.crc32 is None
-            yield from _compare(file, location, None if file.is_elsewhere else real_out)
+            with self._at_hand(file.path) if is_inside else nullcontext():
+                yield from _compare(file, location, None if file.is_elsewhere else real_out)
         for path in sorted(out.iterdir()) if out.is_dir() and not self._has_image_files else ():
             if path.name not in names:
                 message = "does not belong to a shard, but the trainer's loader counts every file"

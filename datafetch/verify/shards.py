@@ -6,8 +6,10 @@ Rules: of shards written by datafetch, one row at a time is in memory. Nothing i
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from typing import TypeAlias
 
 from datafetch.errors import ConfigurationError, ManifestError, raise_if_exhausted
 from datafetch.model.kinds import Loader
@@ -16,6 +18,14 @@ from datafetch.store.atomic import LINK_ADVICE, leads_out
 from datafetch.verify.findings import Examination, ImageToDecode, Location, Problem
 from datafetch.verify.rows import EXAMINERS, detect_loader, row_key
 
+AtHand: TypeAlias = Callable[[Path], AbstractContextManager[None]]
+"""Has the content of a file on this machine while it is read."""
+
+
+def is_at_hand(_: Path) -> AbstractContextManager[None]:
+    """Read files where they are."""
+    return nullcontext()
+
 
 class ShardFolder:
     """The files of a folder of shards.
@@ -23,6 +33,7 @@ class ShardFolder:
     Args:
         folder: The folder.
         loader: The loader whose requirements are checked; None determines it from the first row.
+        at_hand: Has the content of a file of rows on this machine while it is read.
 
     Attributes:
         row_counts: The number of rows of each shard examined so far, in the order of the names.
@@ -31,8 +42,9 @@ class ShardFolder:
         ConfigurationError: The folder is empty, or can't be read.
     """
 
-    def __init__(self, folder: Path, loader: Loader | None = None) -> None:
+    def __init__(self, folder: Path, loader: Loader | None = None, at_hand: AtHand = is_at_hand) -> None:
         self._folder = folder
+        self._at_hand = at_hand
         try:
             paths = sorted(folder.iterdir(), key=lambda path: path.name)
         except OSError as error:
@@ -75,7 +87,8 @@ class ShardFolder:
                 "", f"there is no shard, which is a {ROWS_SUFFIX} file and a {COUNT_SUFFIX} file of the same name"
             )
         for shard in self._shards:
-            yield from self._examine_shard(shard)
+            with self._at_hand(self._folder / f"{shard}{ROWS_SUFFIX}"):
+                yield from self._examine_shard(shard)
 
     def _examine_shard(self, shard: str) -> Iterator[Examination]:
         rows, file = 0, f"{shard}{ROWS_SUFFIX}"
@@ -135,9 +148,11 @@ class ShardFolder:
     def _loader_of_first_row(self) -> Loader:
         """Determine the loader by the first readable row. Without one it does not matter."""
         for shard in self._shards:
+            path = self._folder / f"{shard}{ROWS_SUFFIX}"
             try:
-                for frame in _frames(self._folder / f"{shard}{ROWS_SUFFIX}"):
-                    return detect_loader(decode_row(frame))
+                with self._at_hand(path):
+                    for frame in _frames(path):
+                        return detect_loader(decode_row(frame))
             except (ManifestError, ValueError):
                 continue
         return Loader.COYO

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -18,10 +17,11 @@ from datafetch.errors import ConfigurationError
 from datafetch.model.options import OptionGroup
 from datafetch.monitor.failures import FailureFilter, read_failures
 from datafetch.monitor.observed_output import observe_output
+from datafetch.store.buckets.view import observed_place
 
 
 def failures(
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="The output folder, or its state folder.")],
+    out: Annotated[str, typer.Argument(metavar="OUT", help="The output folder, or its state folder.")],
     *,
     kinds: Annotated[
         list[str] | None,
@@ -66,14 +66,15 @@ def failures(
         raise ConfigurationError("give --csv or --jsonl, not both")
     form = ListForm.CSV if csv else ListForm.JSON_LINES if jsonl else ListForm.TABLE
     wanted = FailureFilter(parse_kinds(kinds), parse_names(host), parse_statuses("--status", status))
-    output = observe_output(choose_output(out))
-    left_out = LeftOutShards(output.layout)
-    has_any = show_failures(read_failures(output, wanted, leave_out=left_out), form)
+    with observed_place(choose_output(out)) as place:
+        output = observe_output(place.out)
+        left_out = LeftOutShards(output.layout)
+        has_any = show_failures(read_failures(output, wanted, leave_out=left_out), form)
     if not has_any and left_out.exit_code is ExitCode.COMPLETE:
         which = [f"as {' or '.join(sorted(wanted.kinds))}"] if wanted.kinds else []
         which += [f"with HTTP status {' or '.join(map(str, sorted(wanted.statuses)))}"] if wanted.statuses else []
         which += [f"at {' or '.join(wanted.hosts)}"] if wanted.hosts else []
-        where = shlex.quote(str(output.layout.out))
+        where = shlex.quote(str(output.layout.out) if place.view is None else place.location)
         write_line(f"no image of {where} has failed{''.join(f' {text}' for text in which)}")
     return left_out.exit_code
 

@@ -44,6 +44,7 @@ from datafetch.engine.runner import run
 from datafetch.errors import ConfigurationError
 from datafetch.fetch import FetchPolicy
 from datafetch.model.dataset import Dataset
+from datafetch.model.location import output_below
 from datafetch.model.options import OptionField, OptionGroup, options_of
 
 if TYPE_CHECKING:
@@ -80,7 +81,7 @@ def prepare(  # noqa: PLR0913 - one parameter an option
         ),
     ] = None,
     job: JobOfAnother = None,
-    root: Root = Path("playground/data"),
+    root: Root = "playground/data",
     no_reshard: NoReshard = False,
     min_success: MinSuccess = 0.0,
     check_sources: CheckSources = False,
@@ -96,7 +97,7 @@ def prepare(  # noqa: PLR0913 - one parameter an option
         repeated.refuse_missing(given.values)
         given = replace(given, repeated=repeated.row_values)
     place = default_source(target) if source is None else source
-    own = Job(target, place, str(root / dataset.path), image=own_spec(dataset), options=dataset.options)
+    own = Job(target, place, output_below(root, dataset.path), image=own_spec(dataset), options=dataset.options)
     own = with_limited_rows(given.change(own))
     own = replace(own, world_size=None) if no_reshard else own
     reporting = given.apply(Reporting())

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -27,7 +26,7 @@ from datafetch.cli.progress import show_progress
 from datafetch.cli.render import show_report
 from datafetch.cli.reporter import Reporting, open_reporter
 from datafetch.engine.job import Job
-from datafetch.engine.retry_state import read_retry_state
+from datafetch.engine.retry_state import has_open_retry
 from datafetch.engine.runner import retry as retry_run
 from datafetch.errors import ConfigurationError
 from datafetch.fetch import FetchPolicy
@@ -35,7 +34,6 @@ from datafetch.model.advice import KINDS_ON_THE_WAY
 from datafetch.model.options import OptionField, OptionGroup
 from datafetch.model.outcome import FailureKind, may_kind_pass
 from datafetch.output.retry_filter import RetryFilter
-from datafetch.store.layout import OutputLayout, output_of
 from datafetch.transcode import ImageSpec
 
 _log = logging.getLogger(__name__)
@@ -43,7 +41,7 @@ _OF_PREPARE = frozenset({"fresh", "reuse", "world_size"})
 
 
 def retry(  # noqa: PLR0913 - one parameter an option
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="The folder that prepare filled.")],
+    out: Annotated[str, typer.Argument(metavar="OUT", help="The folder that prepare filled.")],
     *,
     kinds: Annotated[
         list[str] | None,
@@ -80,9 +78,9 @@ def retry(  # noqa: PLR0913 - one parameter an option
     """
     check_min_success(min_success)
     with open_reporter(given.apply(Reporting())) as reporter:
-        out = choose_output(out, _log.info)
+        out = str(choose_output(out, _log.info))
         report = retry_run(
-            str(out),
+            out,
             _retry_filter(kinds, everything=everything, also=_also(out, given)),
             change=given.change,
             source=source,
@@ -92,12 +90,12 @@ def retry(  # noqa: PLR0913 - one parameter an option
         return exit_code_of(report, min_success)
 
 
-def _also(out: Path, given: GivenOptions) -> frozenset[FailureKind]:
+def _also(out: str, given: GivenOptions) -> frozenset[FailureKind]:
     """The kinds that what was given may help against.
 
     A retry that was interrupted, perhaps for lack of a proxy, is completed through that as it was begun.
     """
-    if read_retry_state(OutputLayout(output_of(out))) is not None:
+    if has_open_retry(out):
         return given.permitted_kinds
     return given.permitted_kinds | given.kinds_on_the_way
 

@@ -17,15 +17,21 @@ from datafetch.cli.output_list import show_outputs
 from datafetch.cli.render import show_status, write_pieces
 from datafetch.engine.job import read_job
 from datafetch.errors import ConfigurationError
+from datafetch.model.location import is_bucket
 from datafetch.model.untrusted import to_printable
 from datafetch.monitor.outputs_below import find_outputs, is_output
 from datafetch.monitor.status import read_status, read_statuses
+from datafetch.store.buckets.view import observed_place
 from datafetch.store.layout import OutputLayout, output_of
 
 
 def status(
     out: Annotated[
-        Path, typer.Argument(metavar="OUT", help="The output folder, its state folder, or a folder above outputs.")
+        str,
+        typer.Argument(
+            metavar="OUT",
+            help="The output folder, its state folder, or a folder above outputs; or an output's place in a bucket.",
+        ),
     ],
     *,
     hosts: Annotated[
@@ -43,26 +49,26 @@ def status(
     """
     if command:
         return _show_command(out, as_json=json)
-    if hosts:
-        out = choose_output(out)
-    elif not is_output(out) and (below := find_outputs(out)).outputs:
-        show_outputs(out, read_statuses(below), as_json=json)
+    chosen: Path | str = choose_output(out) if hosts or is_bucket(out) else Path(out)
+    if isinstance(chosen, Path) and not hosts and not is_output(chosen) and (below := find_outputs(chosen)).outputs:
+        show_outputs(chosen, read_statuses(below), as_json=json)
         return ExitCode.COMPLETE
-    found = read_status(out)
+    found = read_status(chosen)
     show_status(found, as_json=json, shows_all_hosts=hosts)
-    left_out = LeftOutShards(OutputLayout(found.out))
+    left_out = LeftOutShards(OutputLayout(Path(found.out)))
     for shard in found.damaged_ledgers:
         left_out(shard)
     return left_out.exit_code
 
 
-def _show_command(out: Path, *, as_json: bool) -> ExitCode:
+def _show_command(out: str, *, as_json: bool) -> ExitCode:
     """Print the command line of a run, and on standard error what it can't say."""
     if as_json:
         raise ConfigurationError("give --command or --json, not both")
-    layout = OutputLayout(output_of(choose_output(out)))
-    job, _ = read_job(layout)
-    made = command_line_of(job, layout.out)
+    with observed_place(choose_output(out)) as place:
+        layout = OutputLayout(output_of(place.out))
+        job, _ = read_job(layout)
+    made = command_line_of(job, layout.out if place.view is None else place.location)
     write_pieces([to_printable(made.text), "\n"])
     for remark in made.remarks:
         write_line(remark)

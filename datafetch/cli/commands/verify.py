@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from functools import partial
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -22,9 +21,7 @@ _log = logging.getLogger(__name__)
 
 
 def verify(
-    out: Annotated[
-        Path, typer.Argument(metavar="OUT", help="A folder of shards or images, or a JSON list of records.")
-    ],
+    out: Annotated[str, typer.Argument(metavar="OUT", help="A folder of shards or images, or a JSON list of records.")],
     *,
     given: GivenOptions,
     json: Json = False,

@@ -28,7 +28,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -63,11 +63,13 @@ class ProgressMonitor:
             is logged, and it is not called again.
         stop: Once it is set, the work stops after the current buffer; what has been done is kept.
         journal_interval_s: The least time between two updates of the journal, each of which syncs all shards to disk.
+        at_hand: Has the content of a source on this machine while it is read.
     """
 
     on_progress: Callable[[ReshardProgress], None] = lambda _: None
     stop: threading.Event = field(default_factory=threading.Event)
     journal_interval_s: float = 10.0
+    at_hand: Callable[[Path], AbstractContextManager[None]] = lambda _: nullcontext()
     _observer_guard: SafeObserver = field(
         default_factory=lambda: SafeObserver("an observer"), init=False, repr=False, compare=False
     )
@@ -161,7 +163,8 @@ def _measure(sources: Sequence[Source], monitor: ProgressMonitor) -> UInt32s:
     frame_bytes = np.zeros(sum(source.copied_rows for source in sources), np.uint32)
     measured = 0
     for source in sources:
-        lengths = np.fromiter(_measured_lengths(source, measured, total_rows, monitor), np.int64)
+        with monitor.at_hand(source.path):
+            lengths = np.fromiter(_measured_lengths(source, measured, total_rows, monitor), np.int64)
         if len(lengths) != source.rows:
             raise ManifestError(f"{source.path} holds {len(lengths):,} rows, its {COUNT_SUFFIX} says {source.rows:,}")
         if source.rows and lengths.max() > MAX_FRAME_BYTES:
@@ -218,14 +221,15 @@ def _copy(sources: Sequence[Source], writer: ReshardWriter, journal: Journal, mo
     with _threads(1) as thread:
         writing = thread.submit(lambda: None)
         for number, source in enumerate(sources[journal.done :], journal.done):
-            for frames, positions in _buffers(source):
-                if not writer.have_lengths(positions, frames):
-                    raise _changed(source)
-                writing.result()  # so there are two buffers at most: one that is written, and one that is filled
-                writing = thread.submit(writer.write, frames, positions)
-                rows += len(frames)
-                copied_bytes += sum(map(len, frames))
-                monitor.report(ReshardProgress(ReshardStage.COPY, rows, writer.rows, copied_bytes))
+            with monitor.at_hand(source.path):
+                for frames, positions in _buffers(source):
+                    if not writer.have_lengths(positions, frames):
+                        raise _changed(source)
+                    writing.result()  # so there are two buffers at most: one that is written, and one that is filled
+                    writing = thread.submit(writer.write, frames, positions)
+                    rows += len(frames)
+                    copied_bytes += sum(map(len, frames))
+                    monitor.report(ReshardProgress(ReshardStage.COPY, rows, writer.rows, copied_bytes))
             if fingerprint(source.path) != journal.made_of["sources"][number]:
                 raise _changed(source)
             if time.monotonic() - journal_time_s >= monitor.journal_interval_s:

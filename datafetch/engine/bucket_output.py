@@ -1,0 +1,162 @@
+"""Runs and retries whose output is in a bucket: on a working copy, from which each shard is recorded in the bucket.
+
+Theory of operation: a run on a working copy is a run like any other. What commits its shards is wrapped, so that a
+shard counts as committed only when it is recorded in the bucket; its spool is deleted after that. Before the first
+shard, what the run has prepared is recorded, and after its last step everything (``store.buckets.working_copy``).
+
+Rules: the run knows its working copy, and people know the bucket: reports and messages name that.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import TypeAlias
+
+from datafetch.engine.feed import MAX_OPEN_SHARDS
+from datafetch.engine.job import Job, dataset_of, reshard_plan
+from datafetch.engine.session import Backends
+from datafetch.errors import (
+    ConfigurationError,
+    DatafetchError,
+    InvalidFieldError,
+    ResourceError,
+    raise_if_exhausted,
+)
+from datafetch.model.dataset import Dataset
+from datafetch.model.ledger_line import ShardCounts
+from datafetch.model.report import Report
+from datafetch.output.commit import Commit, CommitShard
+from datafetch.output.formats import PickleFormat
+from datafetch.process.threads import run_in_thread
+from datafetch.store.buckets.place import Place
+from datafetch.store.buckets.working_copy import WorkingCopy
+from datafetch.store.layout import resolve_parent
+
+Work: TypeAlias = Callable[[Job, Backends], Awaitable[Report]]
+"""Runs a job on a working copy."""
+WorkOnCopy: TypeAlias = Callable[[WorkingCopy, Backends], Awaitable[Report]]
+"""Works on a working copy that has an output."""
+
+_log = logging.getLogger(__name__)
+
+
+async def run_in_bucket(job: Job, backends: Backends, work: Work) -> Report:
+    """Run a job whose output is in a bucket.
+
+    Args:
+        job: The job.
+        backends: What transcodes images and commits shards.
+        work: Runs the job on the working copy.
+
+    Raises:
+        ConfigurationError: The output can't be in a bucket, or another run works on it.
+        ResourceError: The store can't be reached.
+    """
+    place = Place.of(job.out)
+    dataset = await run_in_thread(dataset_of, job)
+    _refuse_unsupported(job, dataset)
+    is_staged = reshard_plan(job, dataset) is not None
+
+    async def run(copy: WorkingCopy, recording: Backends) -> Report:
+        own = replace(job, out=str(copy.layout.out), stored_at=str(place), scratch=None)
+        return replace(await work(own, recording), out=str(place))
+
+    return await _work_on_copy(place, job.scratch, backends, run, is_staged=is_staged)
+
+
+async def retry_in_bucket(location: str, scratch: str | None, backends: Backends, work: WorkOnCopy) -> Report:
+    """Retry an output in a bucket.
+
+    Args:
+        location: The output.
+        scratch: The folder for working copies; None is the user's cache folder.
+        backends: What transcodes images and commits shards.
+        work: Retries it on the working copy.
+    """
+    place = Place.of(location)
+
+    async def retry(copy: WorkingCopy, recording: Backends) -> Report:
+        return replace(await work(copy, recording), out=str(place))
+
+    return await _work_on_copy(place, scratch, backends, retry, is_staged=True, must_exist=True)
+
+
+async def _work_on_copy(
+    place: Place,
+    scratch: str | None,
+    backends: Backends,
+    work: WorkOnCopy,
+    *,
+    is_staged: bool,
+    must_exist: bool = False,
+) -> Report:
+    folder = None if scratch is None else await run_in_thread(resolve_parent, Path(scratch))
+    make = partial(WorkingCopy, place, folder, PickleFormat.suffixes, is_staged=is_staged, must_exist=must_exist)
+    copy = await run_in_thread(make)
+    threads = ThreadPoolExecutor(MAX_OPEN_SHARDS, thread_name_prefix="bucket")
+    try:
+        await run_in_thread(copy.open, on_cancel=copy.stop, threads=threads)
+        _log.info("%s: the working copy is %s", place, copy.layout.out)
+        report = await work(copy, _recording(backends, copy, threads))
+        await run_in_thread(copy.complete, on_cancel=copy.stop, threads=threads)
+    except DatafetchError as error:
+        await run_in_thread(copy.record_stop, on_cancel=copy.stop, threads=threads)
+        raise _renamed(error, str(copy.layout.out), str(place)) from error
+    except OSError as error:
+        raise_if_exhausted(error)
+        raise ResourceError.from_disk_error(error, f"write to {copy.layout.out.parent}") from error
+    finally:
+        await run_in_thread(copy.close, threads=threads)
+        threads.shutdown(wait=False)  # nothing is left to do
+    return report
+
+
+def _recording(backends: Backends, copy: WorkingCopy, threads: ThreadPoolExecutor) -> Backends:
+    """What commits shards and then records them in the bucket."""
+
+    @asynccontextmanager
+    async def open_commit() -> AsyncIterator[CommitShard]:
+        await run_in_thread(copy.begin, on_cancel=copy.stop, threads=threads)
+        async with backends.open_commit() as commit_locally:
+
+            async def commit(shard: Commit) -> ShardCounts:
+                if shard.output.retry is not None or shard.output.is_repair:
+                    await run_in_thread(copy.bring_shard, shard.shard, on_cancel=copy.stop, threads=threads)
+                counts = await commit_locally(shard)
+                await run_in_thread(copy.publish, shard.shard, on_cancel=copy.stop, threads=threads)
+                return counts
+
+            yield commit
+
+    return replace(backends, open_commit=open_commit, at_hand=copy.at_hand)
+
+
+def _refuse_unsupported(job: Job, dataset: Dataset) -> None:
+    """Check that a job can be run on a working copy.
+
+    Raises:
+        ConfigurationError: It can't.
+    """
+    if dataset.output_format != PickleFormat.name:
+        raise ConfigurationError(
+            f"the images of {dataset.name} become files, which datafetch does not put into a bucket; give a folder"
+        )
+    if job.reuse:
+        raise ConfigurationError(
+            f"the images of {job.out}, which is in a bucket, can't be reused; leave out --reuse, or start over with "
+            "--fresh"
+        )
+
+
+def _renamed(error: DatafetchError, folder: str, location: str) -> DatafetchError:
+    """The same error, whose message names the output and not its working copy."""
+    message = str(error)
+    if folder not in message or isinstance(error, InvalidFieldError):
+        return error
+    return type(error)(message.replace(folder, location))

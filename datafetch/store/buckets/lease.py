@@ -1,0 +1,271 @@
+"""Lease: who works on an output in a bucket, for as long as it says so again and again.
+
+Theory of operation. The lease is one object, ``lock``, which is only ever replaced by a put that names the entity tag
+of what it replaces, so of two processes one is refused. Each holder has a *fencing token*, a number that grows from
+holder to holder: an expired or released lease keeps its number until the next holder takes the next one. A holder
+renews the lease in a thread. How old it is, is told by the store's clock alone: a response has the time at which the
+object was written, and the time now. A holder judges its own lease by its own monotonic clock, from the moment before
+the request that renewed it, and a tenth more strictly.
+
+Rules: a lease only keeps others from trying. What makes it safe is the commit log (``commit_log``): a holder that was
+paused and has lost its lease without knowing can record nothing there, since the next holder's entry has that number.
+
+A holder of this machine whose process has ended has lost its lease at once; one of another machine, when it expires.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import Meta
+
+from datafetch.errors import ConfigurationError, DatafetchError, ResourceError
+from datafetch.model.bounds import Amount, Count
+from datafetch.store.buckets.bucket import IF_NEW, Bucket, Condition, StoppedError
+from datafetch.store.lock_holder import LockHolder
+
+LEASE_S = 60.0
+_RENEWALS = 6  # in the time of a lease
+_STRICTNESS = 0.9
+_POLL_S = 2.0
+
+_log = logging.getLogger(__name__)
+
+
+class LeaseState(msgspec.Struct, frozen=True):
+    """The content of the lease.
+
+    Attributes:
+        token: The fencing token of its holder.
+        nonce: Which process took it; random.
+        lease_s: How long it holds without being renewed.
+        holder: The process.
+        renewal: How often it was renewed.
+        is_released: Whether the holder has ended.
+        progress: The last heartbeat of the holder's run; None before the first.
+    """
+
+    token: Count
+    nonce: Annotated[str, Meta(max_length=64)]
+    lease_s: Amount
+    holder: LockHolder
+    renewal: Count = 0
+    is_released: bool = False
+    progress: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    state: LeaseState
+    etag: str
+    age_s: float
+
+    @property
+    def is_free(self) -> bool:
+        """Whether somebody else may take it."""
+        is_dead = self.state.holder.is_here and not self.state.holder.exists
+        return self.state.is_released or is_dead or self.age_s > self.state.lease_s
+
+
+def read_lease(bucket: Bucket, key: str) -> LeaseState | None:
+    """The lease; None if there is none, or it has expired or was released."""
+    found = _read(bucket, key)
+    return None if found is None or found.is_free else found.state
+
+
+class Lease:
+    """A lease on an output.
+
+    Args:
+        bucket: The bucket.
+        key: The key of the lease.
+        location: The output, for messages.
+        progress: Returns the last heartbeat of the run, to be stored with the lease; None if there is none.
+        lease_s: How long it holds without being renewed.
+
+    Attributes:
+        token: The fencing token.
+    """
+
+    def __init__(
+        self,
+        bucket: Bucket,
+        key: str,
+        location: str,
+        *,
+        progress: Callable[[], dict[str, Any] | None] = lambda: None,
+        lease_s: float = LEASE_S,
+    ) -> None:
+        self.token = 0
+        self._bucket = bucket
+        self._key = key
+        self._location = location
+        self._progress = progress
+        self._lease_s = lease_s
+        self._state: LeaseState | None = None
+        self._etag = ""
+        self._valid_until_s = 0.0
+        self._is_lost = False
+        self._ended = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def acquire(self) -> None:
+        """Take the lease, and renew it from now on.
+
+        If its holder is on another machine, it is waited for whether that renews it.
+
+        Raises:
+            ConfigurationError: Another process holds it, or the store has no conditional puts.
+            ResourceError: The store can't be reached.
+        """
+        found = self._wait_until_free()
+        while not self._take(found):
+            found = self._wait_until_free()
+        prove_conditions(self._bucket, f"{self._key}-probe")  # by the holder alone, as the object has a fixed key
+        self._thread = threading.Thread(target=self._renew_again_and_again, name="lease", daemon=True)
+        self._thread.start()
+
+    def check(self) -> None:
+        """Check that this process still has the lease.
+
+        Raises:
+            ResourceError: It may have lost it.
+        """
+        if self._is_lost or time.monotonic() > self._valid_until_s:
+            raise ResourceError(
+                f"the lock on {self._location} was lost, since the store could not be reached in time or another run "
+                "took it; run the same command again to resume (nothing that was recorded is lost)"
+            )
+
+    def release(self) -> None:
+        """Let others take the lease."""
+        self._ended.set()
+        if self._thread is not None:
+            self._thread.join()
+        if self._state is not None and not self._is_lost:
+            state = msgspec.structs.replace(self._state, is_released=True, progress=self._progress())
+            try:
+                self._put(state, Condition(self._etag))
+            except (DatafetchError, StoppedError) as error:  # it expires
+                _log.debug("the lease was not released: %s", error)
+
+    def _wait_until_free(self) -> _Found | None:
+        """Wait until there is no lease, or it is free; what there is of it.
+
+        Raises:
+            ConfigurationError: Its holder renews it, or is on this machine and exists.
+        """
+        first = _read(self._bucket, self._key)
+        found, is_told = first, False
+        while found is not None and not found.is_free:
+            assert first is not None, "found begins with it"
+            if found.state.holder.is_here or found.etag != first.etag:
+                raise self._held(found.state.holder)
+            if not is_told:
+                _log.info(
+                    "%s was locked by %s, %.0f seconds ago; waiting up to %.0f seconds for whether it is still at work",
+                    self._location,
+                    found.state.holder.name,
+                    found.age_s,
+                    found.state.lease_s,
+                )
+                is_told = True
+            if self._bucket.stop.wait(_POLL_S):
+                raise StoppedError
+            found = _read(self._bucket, self._key)
+        return found
+
+    def _held(self, holder: LockHolder) -> ConfigurationError:
+        return ConfigurationError(
+            f"another run is working on {self._location} ({holder.name}, for {holder.held_for}); wait for it, or stop "
+            "it first"
+        )
+
+    def _take(self, found: _Found | None) -> bool:
+        state = LeaseState(
+            token=1 if found is None else found.state.token + 1,
+            nonce=uuid.uuid4().hex,
+            lease_s=self._lease_s,
+            holder=LockHolder.this_process(is_shared=False),
+        )
+        if not self._put(state, IF_NEW if found is None else Condition(found.etag)):
+            return False
+        self.token = state.token
+        return True
+
+    def _put(self, state: LeaseState, condition: Condition) -> bool:
+        began_s = time.monotonic()
+        etag = self._bucket.put(self._key, msgspec.json.encode(state), condition)
+        if etag is None:
+            return False
+        self._state, self._etag = state, etag
+        self._valid_until_s = began_s + _STRICTNESS * self._lease_s
+        return True
+
+    def _renew_again_and_again(self) -> None:
+        while not self._ended.wait(self._lease_s / _RENEWALS):
+            state = self._state
+            assert state is not None, "it was taken"
+            try:
+                renewed = msgspec.structs.replace(state, renewal=state.renewal + 1, progress=self._progress())
+                if not self._put(renewed, Condition(self._etag)):
+                    self._is_lost = True
+                    return
+            except StoppedError:
+                return
+            except DatafetchError as error:
+                _log.debug("the lease was not renewed: %s", error)
+
+
+def prove_conditions(bucket: Bucket, key: str) -> None:
+    """Prove that a store carries out conditional puts.
+
+    Args:
+        bucket: The bucket.
+        key: The key of an object that is written and deleted for it.
+
+    Raises:
+        ConfigurationError: It does not.
+    """
+    bucket.delete([key])  # left by a killed process
+    etag = bucket.put(key, b"1", IF_NEW)
+    try:
+        is_refused = (
+            etag is not None
+            and bucket.put(key, b"2", IF_NEW) is None
+            and (replaced := bucket.put(key, b"3", Condition(etag))) is not None
+            and replaced != etag
+            and bucket.put(key, b"4", Condition(etag)) is None
+        )
+    finally:
+        bucket.delete([key])
+    if not is_refused:
+        raise ConfigurationError(
+            f"the store of s3://{bucket.name} does not carry out conditional puts (If-None-Match and If-Match), "
+            "without which two runs could spoil an output; choose another store, or a local folder for --root"
+        )
+
+
+def _read(bucket: Bucket, key: str) -> _Found | None:
+    """The lease; None if there is none.
+
+    Raises:
+        ConfigurationError: It is something else.
+    """
+    found = bucket.get(key)
+    if found is None:
+        return None
+    try:
+        state = msgspec.json.decode(found.body, type=LeaseState)
+    except ValueError as error:
+        raise ConfigurationError(
+            f"s3://{bucket.name}/{key} is not a lock of this version of datafetch; delete it if no run is at work"
+        ) from error
+    return _Found(state, found.etag, found.age_s)

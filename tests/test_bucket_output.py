@@ -597,7 +597,7 @@ def _scratch_folders(tmp_path: Path, *, is_elsewhere: bool) -> Iterator[Path]:
 @pytest.mark.rotating
 @pytest.mark.parametrize("is_resharded", [False, True], ids=["as cut", "resharded"])
 @pytest.mark.parametrize("is_elsewhere", [False, True], ids=["here", "elsewhere"])
-@pytest.mark.parametrize("step", [2, 3, 5])
+@pytest.mark.parametrize(("step", "workers"), [(2, 1), (3, 2), (5, 1)])
 def test_a_run_killed_at_any_request_ends_as_if_undisturbed(  # noqa: PLR0913, PLR0917 - fixtures and cases
     store: ObjectStore,
     location: str,
@@ -607,6 +607,7 @@ def test_a_run_killed_at_any_request_ends_as_if_undisturbed(  # noqa: PLR0913, P
     is_resharded: bool,
     is_elsewhere: bool,
     step: int,
+    workers: int,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Its successor goes on here, or elsewhere, with what is in the bucket alone."""
@@ -616,7 +617,10 @@ def test_a_run_killed_at_any_request_ends_as_if_undisturbed(  # noqa: PLR0913, P
     scratch_folders = _scratch_folders(tmp_path, is_elsewhere=is_elsewhere)
     killer = Killer(store, step)
     killer.run(
-        (_command(source, location, scratch, is_resharded=is_resharded) for scratch in scratch_folders),
+        (
+            [*_command(source, location, scratch, is_resharded=is_resharded), "--workers", str(workers)]
+            for scratch in scratch_folders
+        ),
         tmp_path / "cache",
     )
     assert killer.kills > 2

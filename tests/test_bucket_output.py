@@ -429,7 +429,9 @@ def test_what_can_not_be_in_a_bucket_is_refused(
     assert main(["status", job.out]) == 2
     assert f"there is no run in {job.out}" in capfd.readouterr().err
     assert main(["prepare", "coyo", "--source", str(source.folder), "--root", f"s3://{BUCKET}/x", "--dry-run"]) == 2
-    capfd.readouterr()
+    assert "--dry-run asks nobody" in capfd.readouterr().out
+    assert main(["datasets", "--root", f"s3://{BUCKET}/x"]) == 2
+    assert "datasets looks at a folder" in capfd.readouterr().err
     assert state_keys(job.out) == []
     monkeypatch.setitem(sys.modules, "botocore.config", None)
     with pytest.raises(ConfigurationError, match=r"pip install 'vlm-datafetch\[s3\]'"):

@@ -14,6 +14,7 @@ from datafetch.cli.options import CheckSources, Json
 from datafetch.cli.render import show_datasets
 from datafetch.datasets.recipes import STEPS
 from datafetch.errors import ConfigurationError
+from datafetch.model.location import is_bucket
 from datafetch.monitor.recipe_status import read_recipe_status
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
 def datasets(
     *,
-    root: Annotated[Path, typer.Option(metavar="DIR", help="The trainer's data folder.")] = Path("playground/data"),
+    root: Annotated[str, typer.Option(metavar="DIR", help="The trainer's data folder.")] = "playground/data",
     check_sources: CheckSources = False,
     mirror: Annotated[
         str, typer.Option(metavar="BASE", help="With --check-sources: ask BASE/HOST/PATH instead of https://HOST/PATH.")
@@ -47,7 +48,11 @@ def datasets(
             return report_sources(planned, as_json=json)
     if mirror or allow_net:
         raise ConfigurationError("--mirror and --allow-net are for --check-sources; without it, nobody is asked")
-    show_datasets(read_recipe_status(root), root, as_json=json)
+    if is_bucket(root):
+        raise ConfigurationError(
+            f"datasets looks at a folder, and not at {root}; give 'datafetch status' the place of each output"
+        )
+    show_datasets(read_recipe_status(Path(root)), Path(root), as_json=json)
     return ExitCode.COMPLETE
 
 

@@ -27,6 +27,7 @@ import msgspec
 from datafetch.errors import ConfigurationError, ResourceError
 from datafetch.model.activities import Activity, ActivityUnit
 from datafetch.model.checksum import crc32
+from datafetch.store.atomic import sync
 from datafetch.store.buckets.bucket import Bucket
 from datafetch.store.buckets.commit_log import LoggedFile
 from datafetch.store.layout import OutputLayout
@@ -239,6 +240,7 @@ class LocalFiles:
         self._download(file, unfinished, checks=self._checks_out or not name.startswith(f"{_OUT}/"))
         if before is not None and before.is_hollow:
             os.utime(unfinished, ns=(before.mtime_ns, before.mtime_ns))
+        sync(unfinished)  # or after a power failure the journal might speak of a file whose content was lost
         unfinished.replace(path)
         self.note(name, file, path.stat())
 

@@ -274,8 +274,15 @@ class WorkingCopy:
 
     def _delete_unrecorded(self) -> None:
         """Delete what earlier holders have uploaded and not recorded, and abort their uploads."""
-        for prefix in (self._place.out_prefix, self._place.state_prefix):
-            self._bucket.abort_uploads(prefix)
+        try:
+            for prefix in (self._place.out_prefix, self._place.state_prefix):
+                self._bucket.abort_uploads(prefix)
+        except ConfigurationError as error:  # not all stores list them, nor does each login allow it
+            _log.warning(
+                "what killed runs have uploaded in part stays in the bucket (%s); give it a lifecycle rule that aborts "
+                "such uploads",
+                error,
+            )
         prefix, recorded = self._place.state_prefix, keys_of(self._log.contents.files)
         kept = (self._place.spool_prefix, self._place.log_prefix)
         unrecorded = []

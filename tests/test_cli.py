@@ -191,7 +191,7 @@ def test_the_command_shows_what_the_library_logs(
         logging.getLogger("datafetch.transcode").warning("a codec process was killed")
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("datafetch.cli.commands.prepare.run", warn)
+    monkeypatch.setattr("datafetch.engine.cluster.choice.run", warn)
     monkeypatch.setattr("datafetch.cli.commands.demo.run_demo", warn)
     options = {"demo": [str(tmp_path)], "prepare": ["coyo", "--source", "x"]}[arguments[0]]
     assert main([*arguments, *options]) == 130

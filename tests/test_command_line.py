@@ -75,7 +75,7 @@ def test_it_starts_the_same_job(
         assert (repeated, observers is None) == (None, False)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("datafetch.cli.commands.prepare.run", start)
+    monkeypatch.setattr("datafetch.engine.cluster.choice.run", start)
     program, *words = shlex.split(printed.out)
     assert program == "datafetch"
     assert main(words) == 130

@@ -149,7 +149,7 @@ def test_a_run_with_fresh_is_resumed_without_fresh(
     def fail(*_: object, **__: object) -> NoReturn:
         raise error
 
-    monkeypatch.setattr("datafetch.cli.commands.prepare.run", fail)
+    monkeypatch.setattr("datafetch.engine.cluster.choice.run", fail)
     assert main([*command[3:], *options]) == code
     line = capfd.readouterr().err.splitlines()[-1]
     assert ("run the same command without --fresh to resume" in line) is bool(options)

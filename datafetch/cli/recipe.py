@@ -16,6 +16,7 @@ from datafetch.cli.progress import show_progress
 from datafetch.cli.render import show_built, show_dry_runs, show_sources
 from datafetch.cli.report_targets import refuse_log_within
 from datafetch.cli.reporter import Reporter, Reporting, open_reporter
+from datafetch.engine.cluster.choice import WhereToRun
 from datafetch.engine.job import Job
 from datafetch.engine.recipe import BuiltDataset, PlannedDataset, build_recipe, log_disk_space, plan_recipe
 from datafetch.engine.repeated_job import RepeatedJob
@@ -58,6 +59,7 @@ def prepare(  # noqa: PLR0913 - one parameter an option
 ) -> int:
     """Build several datasets where the trainer expects them, one after the other, resuming earlier runs."""
     check_min_success(min_success)
+    where = given.apply(WhereToRun())
 
     def change(job: Job) -> Job:
         job = given.change(job)
@@ -75,7 +77,7 @@ def prepare(  # noqa: PLR0913 - one parameter an option
         log_disk_space(planned)
         for name, problem in unplanned.items():
             _log.error("%s will not be built: %s", name, problem)
-        for one in build_recipe(planned, partial(observe_built, reporter=reporter)):
+        for one in build_recipe(planned, partial(observe_built, reporter=reporter), where.run):
             if one.error is not None:
                 message = message_of(one.error)
                 advice = without_fresh(message) if given.values.get("fresh") else message

@@ -19,6 +19,7 @@ from datafetch.model.outcome import FailureKind
 from datafetch.model.statistics import WorkerState
 from datafetch.model.untrusted import to_printable
 from datafetch.model.wording import clock, command_that_made, counted, lasting, sized
+from datafetch.monitor.cluster_snapshot import NodeState
 from datafetch.monitor.host_failures import FailingHost
 from datafetch.monitor.status import RunState, Status
 from datafetch.store.last_stop import LastStop
@@ -26,6 +27,7 @@ from datafetch.store.lock_holder import LockHolder
 
 _HOST_COLUMNS = 40
 _SHOWN_PROCESSES = 4
+_SHOWN_NODES = 20
 _SHOWN_HOSTS = 5
 _SHOWN_STATUSES = 8
 
@@ -35,6 +37,8 @@ def status_text(status: Status, *, shows_all_hosts: bool) -> str:
     console = Console(highlight=False)
     with console.capture() as captured:
         console.print(_facts(status))
+        if status.nodes:
+            console.print(Padding(_nodes(status), (1, 0, 0, 0)))
         if status.by_kind:
             console.print(Padding(_kinds(status), (1, 0, 0, 0)))
         if status.hosts:
@@ -159,6 +163,24 @@ def _workers(workers: Sequence[WorkerState]) -> str:
     text = f"{len(workers):,}, with {min(images):,} to {max(images):,} images each"
     kills = sum(worker.kills for worker in workers)
     return f"{text}; {counted(kills, 'time')} one was killed and replaced" if kills else text
+
+
+def _nodes(status: Status) -> Table:
+    """A table of the nodes of a cluster: those that need to be looked at first, then the fastest."""
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    table.add_column("node", no_wrap=True, overflow="ellipsis", max_width=_HOST_COLUMNS)
+    table.add_column("state", overflow="fold")
+    for title in ("images/s", "ok", "failed", "shards"):
+        table.add_column(title, justify="right")
+    urgent = {NodeState.SICK, NodeState.REFUSED, NodeState.LOST}
+    nodes = sorted(status.nodes, key=lambda node: (node.state not in urgent, -node.images_per_s, node.name))
+    for node in nodes[:_SHOWN_NODES]:
+        state = f"{node.state}: {node.reason}" if node.reason else node.state
+        counts = (f"{node.ok:,}", f"{node.failed:,}", f"{node.shards_published:,}")
+        table.add_row(_plain(node.name), _plain(state), f"{node.images_per_s:,.1f}", *counts)
+    if len(nodes) > _SHOWN_NODES:
+        table.add_row(f"{len(nodes) - _SHOWN_NODES:,} others: --json lists all")
+    return table
 
 
 def _kinds(status: Status) -> Table:

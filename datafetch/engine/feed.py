@@ -33,7 +33,7 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 from datafetch.engine.completeness import recover_published
 from datafetch.errors import ConservationError
@@ -100,6 +100,29 @@ class NextSample:
     held_bytes: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class SuppliedShard:
+    """A shard that is handed to this process while it is at work.
+
+    Attributes:
+        name: Its name.
+        limit: The number of its samples, from the first, to fetch; None for all.
+    """
+
+    name: str
+    limit: int | None = None
+
+
+class ShardSupply(Protocol):
+    """Hands shards to a feed, one at a time, where it is not known before the work begins which these are."""
+
+    async def next_shard(self) -> SuppliedShard | None:
+        """Wait for the next shard; None if there are no more."""
+
+    async def published(self, shard: str) -> None:
+        """Called when a shard is published, by this process or by an earlier one."""
+
+
 class Feed:
     """Hands out samples to any number of tasks of one event loop.
 
@@ -112,6 +135,8 @@ class Feed:
         limit: The number of samples, from the first of the manifest, after which no more are handed out; None for all.
         shards: The names of the shards to hand out; None for all. The samples of others count towards the limit.
         image_root: The folder of images that are looked for in their places; None if they are fetched.
+        supply: Hands out the shards, in place of ``limit`` and ``shards``. It is asked for one whenever there is room
+            for another, so that a slow process takes fewer.
 
     Attributes:
         open_shards: The shards in progress.
@@ -126,6 +151,7 @@ class Feed:
         limit: int | None = None,
         shards: Collection[str] | None = None,
         image_root: Path | None = None,
+        supply: ShardSupply | None = None,
     ) -> None:
         self.open_shards: set[OpenShard] = set()
         self.published: dict[str, ShardCounts] = {}
@@ -135,7 +161,10 @@ class Feed:
         self._limit = limit
         self._image_root = image_root
         self._all_shards = source.shards()
-        self._shards = {shard.name: shard for shard in self._all_shards if shards is None or shard.name in shards}
+        self._by_name = {shard.name: shard for shard in self._all_shards if shards is None or shard.name in shards}
+        self._supply = supply
+        self._supplied_limits: dict[str, int | None] = {}
+        self._shards = {} if supply is not None else self._by_name
         self._unopened = deque(self._shards.values() if limit is None else self._all_shards)
         self._counted_size = 0
         self._counted_samples = 0
@@ -168,7 +197,7 @@ class Feed:
                 elif self._unopened and self._counted_samples != self._limit:
                     shard = self._unopened.popleft()
                     await (self._open_next(shard) if shard.name in self._shards else self._count_samples(shard))
-                else:
+                elif not await self._is_supplied():
                     return None
             await self._wait_for_memory(self._read_ahead[0].held_bytes)
             next_sample = self._read_ahead.popleft()
@@ -188,6 +217,8 @@ class Feed:
         self.published[shard.shard.name] = totals
         self.open_shards.remove(shard)
         self._shard_closed.set()
+        if self._supply is not None:
+            await self._supply.published(shard.shard.name)
 
     async def sync(self) -> None:
         """Force the content of all spools onto the disk.
@@ -234,6 +265,19 @@ class Feed:
         samples = self.expected_samples()
         return None if samples is None else round(samples * self._seen.images_per_sample)
 
+    async def _is_supplied(self) -> bool:
+        """Wait for another shard where shards are supplied, once there is room for it; return whether there is one."""
+        if self._supply is None:
+            return False
+        await self._wait_for_room()
+        supplied = await self._supply.next_shard()
+        if supplied is None:
+            return False
+        shard = self._shards[supplied.name] = self._by_name[supplied.name]
+        self._supplied_limits[supplied.name] = supplied.limit
+        self._unopened.append(shard)
+        return True
+
     async def _count_samples(self, shard: Shard) -> None:
         """Count the samples of a shard that another process fetches, in the manifest: its files may change any time."""
         samples = await self._read(self._source.samples, shard)
@@ -249,12 +293,14 @@ class Feed:
             self.ended_before.update(published.outcomes)
             self._count(shard, published.samples)
             self._seen.add(published.samples, published.images)
+            if self._supply is not None:
+                await self._supply.published(shard.name)
             return
-        while not self._may_open_another():
-            self._shard_closed.clear()
-            await self._shard_closed.wait()
+        await self._wait_for_room()
         samples = await self._read(self._source.samples, shard)
         size = self._within_limit(len(samples))
+        if (supplied_limit := self._supplied_limits.get(shard.name)) is not None:
+            size = min(size, supplied_limit)
         self._count(shard, size)
         path = self._layout.spool(shard.name)
         others = await run_in_thread(lambda: [other for other in self._layout.spools(shard.name) if other != path])
@@ -267,6 +313,12 @@ class Feed:
             self._reading = opened, islice(iter(samples), size)
         else:
             self._read_ahead.append(NextSample(opened, None))
+
+    async def _wait_for_room(self) -> None:
+        """Wait until another shard may be open."""
+        while not self._may_open_another():
+            self._shard_closed.clear()
+            await self._shard_closed.wait()
 
     async def _wait_for_memory(self, size_bytes: int) -> None:
         """Wait until a sample of this size may be handed out: within the bound, or as the only one."""

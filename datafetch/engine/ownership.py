@@ -65,7 +65,7 @@ async def locked_output(
 @asynccontextmanager
 async def locked_shards(
     layout: OutputLayout, shards: Collection[str], prepare: Callable[[], None], *, is_alone: bool = False
-) -> AsyncIterator[None]:
+) -> AsyncIterator[ShardLocks]:
     """Hold the locks of some shards, while other processes may hold those of others, and prepare the output for them.
 
     Args:
@@ -74,6 +74,9 @@ async def locked_shards(
         prepare: Called once the locks are held and processes that were killed with these shards are recovered from, by
             one process at a time; it may refuse the output.
         is_alone: The operator knows that no other process works on the output.
+
+    Yields:
+        The locks, to which ``lock_another_shard`` adds others.
 
     Raises:
         ConfigurationError: A run holds the lock of the output, another process that of one of the shards, or the output
@@ -88,14 +91,42 @@ async def locked_shards(
         locks = await asyncio.to_thread(ShardLocks, layout.shard_locks, layout.out)
         held.push_async_callback(run_in_thread, locks.release)
         with locks_where_possible(is_alone=is_alone):
-            while not await run_in_thread(locks.acquire_preparation):  # noqa: ASYNC110 - no event crosses processes
-                await asyncio.sleep(_LOCK_INTERVAL_S)
+            await _lock_preparation(locks)
             await run_in_thread(locks.acquire, shards)
         await run_in_thread(_recover_shards, layout, shards, prepare)
         with locks_where_possible(is_alone=is_alone):
             await run_in_thread(locks.release_preparation)
         async with _recorded_stop(layout, was_fresh=False):
-            yield
+            yield locks
+
+
+async def lock_another_shard(layout: OutputLayout, locks: ShardLocks, shard: str) -> bool:
+    """Lock one more shard, and put in its place what a killed process left complete of it.
+
+    Args:
+        layout: The paths of the output.
+        locks: The locks that ``locked_shards`` yields.
+        shard: The name of the shard.
+
+    Returns:
+        Whether it is locked now; False while another process holds it.
+
+    Raises:
+        ResourceError: The output can't be written.
+    """
+    if not await run_in_thread(locks.try_acquire, shard):
+        return False
+    await _lock_preparation(locks)
+    try:
+        await run_in_thread(complete_commits, layout, frozenset({shard}))
+    finally:
+        await run_in_thread(locks.release_preparation)
+    return True
+
+
+async def _lock_preparation(locks: ShardLocks) -> None:
+    while not await run_in_thread(locks.acquire_preparation):  # noqa: ASYNC110 - no event crosses processes
+        await asyncio.sleep(_LOCK_INTERVAL_S)
 
 
 @asynccontextmanager

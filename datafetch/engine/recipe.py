@@ -104,6 +104,9 @@ class BuiltDataset:
 Observe: TypeAlias = Callable[[int, Sequence[PlannedDataset]], Iterable[Observer[Statistics]]]
 """Takes the position of a dataset and all that are planned, and returns the observers of its run."""
 
+RunJob: TypeAlias = Callable[[Job, Iterable[Observer[Statistics]]], Report]
+"""Runs a job, watched by observers."""
+
 
 def plan_recipe(
     targets: Sequence[str],
@@ -184,12 +187,13 @@ def log_disk_space(planned: Sequence[PlannedDataset]) -> None:
         log_recipe_estimate(Path(planned[0].out), sizes, len(planned))
 
 
-def build_recipe(planned: Sequence[PlannedDataset], observe: Observe) -> Iterator[BuiltDataset]:
+def build_recipe(planned: Sequence[PlannedDataset], observe: Observe, run_job: RunJob = run) -> Iterator[BuiltDataset]:
     """Build datasets one after the other; what stops one does not stop the others.
 
     Args:
         planned: The datasets, in the order in which they are to be built.
         observe: Returns the observers of each run.
+        run_job: Runs a job, on this machine or elsewhere.
 
     Yields:
         What became of each, as soon as it is known.
@@ -204,7 +208,7 @@ def build_recipe(planned: Sequence[PlannedDataset], observe: Observe) -> Iterato
         try:
             if one.job is None:
                 raise ConfigurationError(one.problem)
-            report = run(run_to_end(with_lists(one, one.job)), observe(number, planned))
+            report = run_job(run_to_end(with_lists(one, one.job)), observe(number, planned))
         except DatafetchError as stopped:
             error = stopped
         except OSError as stopped:

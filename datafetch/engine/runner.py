@@ -11,10 +11,11 @@ import asyncio
 import logging
 import shutil
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Coroutine, Iterable
 from dataclasses import replace
 from functools import partial
 from itertools import chain, islice
+from typing import Any, TypeVar
 
 import uvloop
 
@@ -49,6 +50,8 @@ from datafetch.store.reports import set_report_aside, write_report
 from datafetch.store.shard_summary import read_shard_counts
 
 _TRIED_SAMPLES = 256  # read before an earlier output is deleted; the feed reads as many at a time
+
+_Result = TypeVar("_Result")
 
 _log = logging.getLogger(__name__)
 
@@ -106,12 +109,12 @@ async def _fetch(
         if job.no_lock:
             await asyncio.to_thread(refuse_at_work, layout, no_lock=True)
         if job.fresh or job.reuse:
-            await _try_to_start(bound)
+            await try_to_start(bound)
         before = None if job.fresh else await asyncio.to_thread(read_last_job, layout)
         prepare = partial(bound.claim_output, shards, is_whole=True)
         async with locked_output(layout, prepare, fresh=job.fresh, is_alone=job.no_lock):
-            _log_no_longer_permitted(before, job)
-            await run_in_thread(_begin_run, bound)
+            log_no_longer_permitted(before, job)
+            await run_in_thread(begin_run, bound)
             repair = await run_in_thread(begin_repair, bound)
             if repair is not None:  # all shards are published, and only lost rows are missing
                 session = Session(job, repair.output, shards, observers)
@@ -166,7 +169,7 @@ async def fetch_dataset_shards(
 ) -> FetchedShards:
     """Fetch shards inside a running event loop, of any kind; otherwise like ``fetch_shards``."""
     _refuse_bucket(job)
-    _refuse_starting_over(job)
+    refuse_starting_over(job)
     async with bind(job) as bound:
         layout, names = bound.layout, _in_order(bound, shards)
         if not names:
@@ -175,13 +178,23 @@ async def fetch_dataset_shards(
             await asyncio.to_thread(refuse_at_work, layout, no_lock=True)
         before = await asyncio.to_thread(read_last_job, layout)
         async with locked_shards(layout, names, partial(_prepare_for_shards, bound, names), is_alone=job.no_lock):
-            _log_no_longer_permitted(before, job)
+            log_no_longer_permitted(before, job)
             session = Session(job, bound.output, names, observers, layout.shard_progress(names[0]))
             feed = Feed(bound.manifest, layout, job.limit, frozenset(names), bound.image_root)
             async with session.fetched(
                 feed, bound.spec, backends, bound.archives, bound.identity, rate=bound.rate
             ) as fetched:
                 return fetched
+
+
+def run_alone(work: Coroutine[Any, Any, _Result], *, instead: str) -> _Result:
+    """Run a coroutine of the engine on an event loop of its own, of the kind that ``run`` uses.
+
+    Args:
+        work: The coroutine.
+        instead: What to write where a loop is running already.
+    """
+    return run_to_end(work, uvloop.new_event_loop, instead=instead)
 
 
 def finish(job: Job, observers: Iterable[Observer[Statistics]] = ()) -> Report:
@@ -204,10 +217,18 @@ def finish(job: Job, observers: Iterable[Observer[Statistics]] = ()) -> Report:
     return run_to_end(finish_dataset(job, observers), uvloop.new_event_loop, instead="await finish_dataset(job)")
 
 
-async def finish_dataset(job: Job, observers: Iterable[Observer[Statistics]] = ()) -> Report:
-    """Complete a job inside a running event loop, of any kind; otherwise like ``finish``."""
+async def finish_dataset(
+    job: Job, observers: Iterable[Observer[Statistics]] = (), *, done: FetchedShards | None = None
+) -> Report:
+    """Complete a job inside a running event loop, of any kind; otherwise like ``finish``.
+
+    Args:
+        job: As for ``finish``.
+        observers: Each watches while it runs.
+        done: What others have done for this run, to be part of its report.
+    """
     _refuse_bucket(job)
-    _refuse_starting_over(job)
+    refuse_starting_over(job)
     async with bind(job) as bound:
         layout, shards = bound.layout, bound.shards
         if not await asyncio.to_thread(layout.job.exists):
@@ -216,9 +237,9 @@ async def finish_dataset(job: Job, observers: Iterable[Observer[Statistics]] = (
             await asyncio.to_thread(refuse_at_work, layout, no_lock=True)
         before = await asyncio.to_thread(read_last_job, layout)
         async with locked_output(layout, partial(_prepare_to_finish, bound), is_alone=job.no_lock):
-            _log_no_longer_permitted(before, job)
+            log_no_longer_permitted(before, job)
             session = Session(job, bound.output, shards, observers)
-            async with session.published_by_others() as fetched:
+            async with session.published_by_others(done) as fetched:
                 return await _complete_run(bound, session, fetched)
 
 
@@ -319,7 +340,12 @@ def _refuse_bucket(job: Job) -> None:
         )
 
 
-def _refuse_starting_over(job: Job) -> None:
+def refuse_starting_over(job: Job) -> None:
+    """Refuse a job that deletes or sets aside an output while other processes may be at work on it.
+
+    Raises:
+        ConfigurationError: It does.
+    """
     if job.fresh or job.reuse:
         raise ConfigurationError(
             "a job whose shards are fetched separately can't start over, because other processes may be at work; to "
@@ -327,7 +353,7 @@ def _refuse_starting_over(job: Job) -> None:
         )
 
 
-def _begin_run(bound: BoundJob) -> None:
+def begin_run(bound: BoundJob) -> None:
     """Do what comes before the first shard of a run."""
     layout = bound.layout
     bound.keep_manifest()
@@ -374,7 +400,8 @@ def _not_published(bound: BoundJob, missing: list[str]) -> ConfigurationError:
     )
 
 
-def _log_no_longer_permitted(before: Job | None, job: Job) -> None:
+def log_no_longer_permitted(before: Job | None, job: Job) -> None:
+    """Say what the last run on an output permitted and this one does not."""
     revoked = () if before is None else Permitted.of(before).without(Permitted.of(job))
     if revoked:
         _log.info(
@@ -383,7 +410,7 @@ def _log_no_longer_permitted(before: Job | None, job: Job) -> None:
         )
 
 
-async def _try_to_start(bound: BoundJob) -> None:
+async def try_to_start(bound: BoundJob) -> None:
     """Check that a run can open a fetcher and read its first samples, before it deletes or moves an earlier output.
 
     Raises:

@@ -35,6 +35,7 @@ from datafetch.engine.opened_meanwhile import opened_meanwhile
 from datafetch.engine.permissions import count_permittable
 from datafetch.engine.pipeline import Pipeline
 from datafetch.engine.publish import Publisher
+from datafetch.engine.reach import Reach, Steered, count_answered
 from datafetch.engine.workers.budgets import count_workers, log_workers
 from datafetch.errors import ConservationError
 from datafetch.fetch import BodyBudget, Fetcher
@@ -101,6 +102,7 @@ class Session:
         shards: Names of the shards that it works on, in order; ``complete_output`` requires all of them.
         observers: Each watches the work; none of them affects it, or another.
         progress_file: The file for the heartbeats; None is that of the run.
+        on_start: Called before the first image is requested, to steer the session; None if nobody does.
     """
 
     def __init__(
@@ -110,11 +112,13 @@ class Session:
         shards: Sequence[str],
         observers: Iterable[Observer[Statistics]],
         progress_file: Path | None = None,
+        on_start: Callable[[Steered], None] | None = None,
     ) -> None:
         self.output = output
         self._shards = shards
         self._job = job
         self._observers = observers
+        self._on_start = on_start
         self._progress_file = progress_file or output.layout.progress
         self._started_s = time.monotonic()
         self._counts: dict[str, ShardCounts] = {}
@@ -151,8 +155,8 @@ class Session:
         """
         access = await run_in_thread(ImageAccess.find, self._job, self.output, spec, archives, identity)
         self._at_hand = backends.at_hand
-        is_usual = backends.open_transcoder is CHILD_PROCESSES.open_transcoder
-        workers = count_workers(self._job) if is_usual else 1
+        is_alone = backends.open_transcoder is not CHILD_PROCESSES.open_transcoder
+        workers = 1 if is_alone else count_workers(self._job)
         log_workers(self._job)
         async with backends.open_commit() as commit, announced(self._job.finish_by):
             publisher = Publisher(feed, self.output, commit)
@@ -164,13 +168,19 @@ class Session:
                 ) as work,
                 self._watched(work.statistics),
             ):
+                if self._on_start is not None:
+                    done = partial(self._fetched_so_far, feed, work, publisher)
+                    self._on_start(_SteeredWork(work, done))
                 await work.run()
                 self._counts = feed.published
-                yield self._fetched(feed, work.counts(), publisher.published_bytes)
+                yield self._fetched_so_far(feed, work, publisher)
 
     @asynccontextmanager
-    async def published_by_others(self) -> AsyncIterator[FetchedShards]:
+    async def published_by_others(self, done: FetchedShards | None = None) -> AsyncIterator[FetchedShards]:
         """Count what other processes have published, in place of ``fetched``.
+
+        Args:
+            done: What they have done for this run; None if that is not known, or not part of it.
 
         Yields:
             What there is; the heartbeat and the observers run until the context ends.
@@ -178,8 +188,12 @@ class Session:
         counts = await asyncio.to_thread(self._read_counts)
         totals = ShardCounts.sum(counts.values())
         self._counts = counts
+        fetched = FetchedShards(totals, reused=totals.ok)
+        if done is not None:
+            self._started_s -= done.elapsed_s
+            fetched = replace(done, totals=totals, reused=max(0, totals.ok - done.arrived))
         async with self._watched(lambda: self._statistics_of(totals)):
-            yield FetchedShards(totals, reused=totals.ok)
+            yield fetched
 
     async def complete_output(self, fetched: FetchedShards) -> Report:
         """Reshard the output and write the list that the trainer reads, for a job and a dataset that want them.
@@ -213,7 +227,8 @@ class Session:
         async with observed_by((heartbeat, *as_observers(self._observers)), take_snapshot):
             yield
 
-    def _fetched(self, feed: Feed, counts: FetchCounts, published_bytes: int) -> FetchedShards:
+    def _fetched_so_far(self, feed: Feed, work: _Work, publisher: Publisher) -> FetchedShards:
+        counts = work.counts()
         images = counts.images
         return FetchedShards(
             totals=ShardCounts.sum(feed.published.values()),
@@ -224,7 +239,7 @@ class Session:
             reused=feed.ended_before[OK] + images.repeated + images.adopted,
             repeated=images.repeated,
             fetched_bytes=counts.fetched_bytes,
-            written_bytes=published_bytes,
+            written_bytes=publisher.published_bytes,
             requests=counts.requests,
             connections=counts.connections,
             peak_open_requests=counts.peak_open_requests,
@@ -345,6 +360,45 @@ class _Work(Protocol):
         """What was done."""
         ...
 
+    def reach(self) -> Reach:
+        """How much of the web is reached."""
+        ...
+
+    def limit_to(self, per_host: int, max_rate_bytes_per_s: int | None) -> None:
+        """Set other limits than the job has."""
+        ...
+
+    async def count_answered(self, urls: Sequence[str]) -> int:
+        """Request URLs, and count those that a server answers."""
+        ...
+
+
+class _InThisProcess:
+    """A pipeline and its fetcher."""
+
+    def __init__(self, pipeline: Pipeline, fetch: Fetcher) -> None:
+        self.run = pipeline.run
+        self.statistics = pipeline.statistics
+        self.counts = pipeline.counts
+        self.limit_to = fetch.limit_to
+        self.count_answered = partial(count_answered, fetch)
+        self._fetch = fetch
+
+    def reach(self) -> Reach:
+        fetch = self._fetch
+        return Reach.of(self.counts().images.outcomes, fetch.unreached, is_within_limits=fetch.is_within_limits)
+
+
+class _SteeredWork:
+    """Work that is steered from outside."""
+
+    def __init__(self, work: _Work, fetched: Callable[[], FetchedShards]) -> None:
+        self.statistics = work.statistics
+        self.fetched = fetched
+        self.reach = work.reach
+        self.limit_to = work.limit_to
+        self.count_answered = work.count_answered
+
 
 @asynccontextmanager
 async def _in_this_process(
@@ -358,7 +412,8 @@ async def _in_this_process(
         opened_meanwhile(backends.open_transcoder(job, access.spec, output.layout.quarantine)) as transcode,
         access.open(fetch, loop_time_of(job.finish_by)) as source,
     ):
-        yield Pipeline(feed, output, source=source, transcode=transcode, publisher=publisher, budget=budget)
+        pipeline = Pipeline(feed, output, source=source, transcode=transcode, publisher=publisher, budget=budget)
+        yield _InThisProcess(pipeline, fetch)
 
 
 @asynccontextmanager

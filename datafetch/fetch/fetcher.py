@@ -7,7 +7,7 @@ its next attempt holds no slot, no connection and no memory.
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
+from collections import Counter, deque
 from contextlib import AsyncExitStack, nullcontext
 from dataclasses import dataclass, replace
 from http import HTTPStatus
@@ -46,6 +46,18 @@ _MS_PER_S = 1000.0
 _MIN_RANGE_BYTES_PER_S = 16 * 1024  # a range that comes more slowly is given up; a modem's line has half of it
 OUT_OF_TIME = Failure(FailureKind.TIMEOUT, "not fetched by the time that --finish-by sets")
 """The outcome of what the operator's time limit for a whole run has ended, or kept from being requested."""
+UNREACHED = frozenset(
+    {
+        FailureKind.DNS_NOT_FOUND,
+        FailureKind.DNS_FAILED,
+        FailureKind.CONNECT,
+        FailureKind.TLS,
+        FailureKind.TIMEOUT,
+        FailureKind.HOST_DOWN,
+    }
+)
+"""How a call fails that no server has answered: the fault of the host, or of the way from here to it."""
+_MAX_UNREACHED, _MAX_UNREACHED_CHARS = 16, 2000
 _RETRIED_ELSEWHERE = frozenset({FailureKind.DNS_FAILED, FailureKind.HOST_DOWN})
 """The resolver has already repeated its queries; a host that is down is probed again when its time has come."""
 
@@ -99,6 +111,7 @@ class Fetcher:
         self._backoff = wait_exponential(multiplier=backoff_s, max=_MAX_BACKOFF_S) + wait_random(0, backoff_s)
         self._outcomes: Counter[str] = Counter()
         self._attempts = 0
+        self._unreached: deque[str] = deque(maxlen=_MAX_UNREACHED)
         self._is_open = False
         self._pauses = Pauses()
         self._resources = AsyncExitStack()
@@ -144,6 +157,31 @@ class Fetcher:
     def used_proxies(self) -> str:
         """The proxies that are used, with the environment variables that name them; empty if there are none."""
         return self._requester.used_proxies
+
+    @property
+    def unreached(self) -> tuple[str, ...]:
+        """The URLs of the latest calls that no server has answered, a few, the latest last."""
+        return tuple(self._unreached)
+
+    def limit_to(self, per_host: int, max_rate_bytes_per_s: int | None) -> None:
+        """Set other limits than the policy's, for a caller who shares those with other machines; only while it is open.
+
+        Args:
+            per_host: Number of requests in flight at once to one host. Those that are beyond it end first.
+            max_rate_bytes_per_s: The cap on what is received in a second; without an effect if the policy sets none.
+        """
+        self._require_open()
+        self._requester.limit_to(per_host, max_rate_bytes_per_s)
+
+    @property
+    def per_host(self) -> int:
+        """Number of requests that may be in flight at once to one host."""
+        return self._requester.own_hosts.per_host
+
+    @property
+    def is_within_limits(self) -> bool:
+        """Whether no host has more requests in flight than may be, as after the number was lowered."""
+        return self._requester.own_hosts.are_within_limit
 
     def call_limiter(self, calls_per_connection: int) -> Limiter:
         """Make a limiter for calls, for a caller with more URLs than it should hold at once.
@@ -213,7 +251,12 @@ class Fetcher:
                 fetched: Fetched = classify(error)
             else:
                 fetched = await (self._fetch(call) if until_s is None else self._fetch_until(until_s, call))
-        self._outcomes[OK if isinstance(fetched, Body) else fetched.kind] += 1
+        if isinstance(fetched, Body):
+            self._outcomes[OK] += 1
+        else:
+            self._outcomes[fetched.kind] += 1
+            if fetched.kind in UNREACHED and len(request.url) <= _MAX_UNREACHED_CHARS:
+                self._unreached.append(request.url)
         return fetched
 
     def _require_open(self) -> None:

@@ -170,6 +170,26 @@ class Hosts:
         self._serials = count()
         self._loop = asyncio.get_running_loop()
 
+    @property
+    def per_host(self) -> int:
+        """How many requests may be in flight to one host."""
+        return self._per_host
+
+    def limit_to(self, per_host: int) -> None:
+        """Set how many requests may be in flight to one host; those that are beyond it end first."""
+        is_raised = per_host > self._per_host
+        for host in self._hosts.values():
+            # A host that had all of its slots gets all of the new ones; one that has failed earns them as before.
+            has_all = host.limit >= self._per_host
+            host.limit = float(per_host) if is_raised and has_all else min(host.limit, per_host)
+            self._admit(host)
+        self._per_host = per_host
+
+    @property
+    def are_within_limit(self) -> bool:
+        """Whether no host has more requests in flight than may be, as after the number was lowered."""
+        return all(host.open <= self._per_host for host in self._hosts.values())
+
     def slot(self, host: str, number: int) -> OwnSlot:
         """Make a slot at a host: ``async with hosts.slot(host, number) as slot: …`` waits until it is granted.
 

@@ -57,6 +57,12 @@ class ReceiveRate:
         self._requests: deque[_Waiter] = deque()
         self._timer: asyncio.TimerHandle | None = None
 
+    def limit_to(self, bytes_per_s: int) -> None:
+        """Set how many bytes may be received in a second, on average."""
+        self._grant()  # at the rate that has held until now
+        self._bytes_per_s = bytes_per_s
+        self._grant()
+
     async def begin(self) -> Transfer:
         """Wait until another request may be sent; its ``Transfer`` is to be ended."""
         usual_bytes = self._usual_bytes

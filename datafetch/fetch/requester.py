@@ -90,6 +90,7 @@ class Requester:
         concurrency: Decides how many requests may be open.
         limiter: Has a slot for each of the open requests.
         hosts: Has the slots of each host.
+        own_hosts: Has those of the hosts whose requests are counted in this process; without others, of all.
         unused_proxy: The environment variable that names a proxy which is not used; empty if there is none.
         resolver: Finds the addresses of hosts, and knows whether the name servers answer.
         timers: The timers of all time limits.
@@ -130,9 +131,9 @@ class Requester:
         self._resources.callback(self.timers.close)
         tls = await asyncio.to_thread(tls_context)
         lax_tls = await asyncio.to_thread(lax_tls_context) if self._policy.insecure else None
-        own_hosts = Hosts(self._policy.per_host, self._policy.backoff_s, self._admit_calls)
+        self.own_hosts = Hosts(self._policy.per_host, self._policy.backoff_s, self._admit_calls)
         self.hosts: HostSlots = (
-            own_hosts if self._sharing is None else self._sharing.share_hosts(own_hosts, self._admit_calls)
+            self.own_hosts if self._sharing is None else self._sharing.share_hosts(self.own_hosts, self._admit_calls)
         )
         self._guard = AddressGuard(self._policy.networks())
         self.resolver = Resolver(
@@ -155,6 +156,12 @@ class Requester:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self._resources.aclose()
+
+    def limit_to(self, per_host: int, max_rate_bytes_per_s: int | None) -> None:
+        """Set other limits than the policy's; a rate has an effect only where the policy has one."""
+        self.own_hosts.limit_to(per_host)
+        if self._rate is not None and max_rate_bytes_per_s is not None:
+            self._rate.limit_to(max_rate_bytes_per_s)
 
     @property
     def open_requests(self) -> int:

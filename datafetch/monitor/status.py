@@ -20,6 +20,7 @@ from datafetch.model.remaining import remaining_s
 from datafetch.model.report import ReshardedEpoch
 from datafetch.model.statistics import Waiting
 from datafetch.monitor.at_work import find_holder, is_held
+from datafetch.monitor.cluster_snapshot import ClusterSnapshot, NodeSnapshot, read_cluster
 from datafetch.monitor.heartbeat import ProgressSnapshot
 from datafetch.monitor.host_failures import FailingHost
 from datafetch.monitor.observed_output import observe_output
@@ -83,6 +84,7 @@ class Status:
         damaged_ledgers: The shards whose ledger is damaged, so that nothing of them is counted.
         problem: What else keeps an output from being complete although nothing is left to fetch; mostly empty.
         last_stop: Why the last run or retry stopped; None if it was killed or interrupted, or has nothing left to do.
+        nodes: The nodes of a cluster that work on the output, or did when the run that steers them was interrupted.
         holder: Who holds the lock; None if nobody does, as far as is known here. One on another machine may have ended.
     """
 
@@ -114,6 +116,7 @@ class Status:
     problem: str = ""
     holder: LockHolder | None = None
     last_stop: LastStop | None = None
+    nodes: tuple[NodeSnapshot, ...] = ()
 
     @property
     def ended(self) -> int:
@@ -177,6 +180,7 @@ class Status:
             **({"problem": self.problem} if self.problem else {}),
             **({} if self.holder is None else {"lock": self._lock_fields(self.holder)}),
             **({} if self.last_stop is None else {"stopped": asdict(self.last_stop)}),
+            **({"nodes": [asdict(node) for node in self.nodes]} if self.nodes else {}),
             "hosts": [{"host": host.host, "failed": host.failed, "by_kind": host.by_kind} for host in self.hosts],
             **({"hosts_are_lower_bounds": True} if self.is_pruned else {}),
             "bytes": {
@@ -214,6 +218,7 @@ def _read_status(out: Path) -> Status:
     output = observe_output(out)
     layout, job, snapshots = output.layout, output.job, output.snapshots
     at_work = tuple(one for one in snapshots if one.is_at_work())
+    cluster = read_cluster(layout)
     counts = count_output(layout, job.shards, output.spool_folders)
     has_open_retry = layout.retry.exists()
     resharded = read_resharding(layout)
@@ -246,7 +251,9 @@ def _read_status(out: Path) -> Status:
         dropped=counts.dropped,
         outcomes=dict(counts.outcomes),
         expected_images=(
-            images if state is RunState.COMPLETE else _expected_images(layout, len(job.shards), images, snapshots)
+            images
+            if state is RunState.COMPLETE
+            else _expected_images(layout, len(job.shards), images, snapshots, cluster)
         ),
         hosts=counts.hosts.top(_MAX_HOSTS),
         is_pruned=counts.hosts.is_pruned,
@@ -265,6 +272,7 @@ def _read_status(out: Path) -> Status:
         problem=resharded.problem,
         holder=holder,
         last_stop=read_last_stop(layout) if state is RunState.INTERRUPTED else None,
+        nodes=() if cluster is None or state is RunState.COMPLETE else cluster.nodes_now(),
     )
 
 
@@ -335,12 +343,19 @@ def _has_all_shards(job: JobFile, counts: OutputCounts) -> bool:
 
 
 def _expected_images(
-    layout: OutputLayout, shards: int, ended: int, snapshots: Sequence[ProgressSnapshot]
+    layout: OutputLayout,
+    shards: int,
+    ended: int,
+    snapshots: Sequence[ProgressSnapshot],
+    cluster: ClusterSnapshot | None,
 ) -> int | None:
     """The expected number of images, which was an estimate while shards had not been counted, and may be too low.
 
-    Processes that fetch some shards each expect the images of these alone, so the sum is known once they have all.
+    Nodes of a cluster are given shards as they go, so there the run that steers them knows it. Other processes that
+    fetch some shards each expect the images of these alone, so the sum is known once they have all.
     """
+    if cluster is not None:
+        return None if cluster.expected_images is None else max(ended, cluster.expected_images)
     expected = [one.statistics.expected_images for one in snapshots if one.statistics.expected_images is not None]
     if not expected or len(expected) < len(snapshots):
         return None

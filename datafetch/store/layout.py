@@ -89,6 +89,11 @@ class OutputLayout:
         return self.shard_progress_folder / f"{first_shard}.json"
 
     @property
+    def cluster(self) -> Path:
+        """The nodes of a cluster that fetch shards of this output, as the run that steers them sees them."""
+        return self.state_folder / "cluster.json"
+
+    @property
     def retry(self) -> Path:
         """The settings of the retry in progress; the file exists until the retry is complete."""
         return self.state_folder / "retry.json"

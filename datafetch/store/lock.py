@@ -38,6 +38,10 @@ _PREPARATION_BYTE = 0  # locked by the process that prepares the output
 _SHARD_BYTES = 2**62  # the bytes after it, of which each shard has one
 
 
+class OutputInUseError(ConfigurationError):
+    """Another run, or a process that fetches shards, holds the lock of the output."""
+
+
 class NoLocksError(ResourceError):
     """The filesystem has no locks."""
 
@@ -88,7 +92,7 @@ class Lock:
         """Acquire it exclusively, without waiting.
 
         Raises:
-            ConfigurationError: Another run, or a process that fetches shards, holds it.
+            OutputInUseError: Another run, or a process that fetches shards, holds it.
             NoLocksError: The filesystem has no locks.
         """
         self._acquire(fcntl.LOCK_EX)
@@ -97,7 +101,7 @@ class Lock:
         """Acquire it together with other processes that share it, without waiting.
 
         Raises:
-            ConfigurationError: A run holds it exclusively.
+            OutputInUseError: A run holds it exclusively.
             NoLocksError: The filesystem has no locks.
         """
         self._acquire(fcntl.LOCK_SH)
@@ -159,7 +163,7 @@ class Lock:
         except OSError as error:
             if error.errno not in _HELD:
                 raise
-            raise ConfigurationError(
+            raise OutputInUseError(
                 f"another run is working on {self._out}{describe_holder(self._descriptors[-1])}; "
                 "wait for it, or stop it first"
             ) from error
@@ -190,10 +194,22 @@ class ShardLocks:
             NoLocksError: The filesystem has no locks on bytes.
         """
         for shard in shards:
-            if not self._set(fcntl.F_WRLCK, _byte_of(shard)):
+            if not self.try_acquire(shard):
                 raise ConfigurationError(
                     f"another process is fetching shard {shard} of {self._out}; give each process shards of its own"
                 )
+
+    def try_acquire(self, shard: str) -> bool:
+        """Lock a shard, without waiting; False while another process holds it.
+
+        Raises:
+            NoLocksError: The filesystem has no locks on bytes.
+        """
+        return self._set(fcntl.F_WRLCK, _byte_of(shard))
+
+    def release_shard(self, shard: str) -> None:
+        """Let another process lock a shard."""
+        self._set(fcntl.F_UNLCK, _byte_of(shard))
 
     def acquire_preparation(self) -> bool:
         """Lock the preparation of the output, without waiting; False while another process holds it.

@@ -1,20 +1,22 @@
-"""Writes a spool whose records are all known, from start to end: what a retry needs, and what it begins with."""
+"""Writes a spool whose records are all known, from start to end: what a retry begins with, or one without failures."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import BinaryIO, Self
 
 from datafetch.model.regular_file import open_regular
 from datafetch.store.atomic import make_folder, publish, sync_open
 from datafetch.store.spool_format import (
     FILE_HEADER_BYTES,
+    ImageResult,
     LazySpoolRecord,
     encode,
     file_header,
     is_torn_file_header,
+    read_entries,
     read_marker,
 )
 
@@ -60,6 +62,40 @@ def write_spool(path: Path, records: Iterable[LazySpoolRecord], marker: bytes | 
         for record in records:
             spool.write(record)
     publish(unfinished, path)
+
+
+def drop_failures(path: Path, kinds: Collection[str]) -> int:
+    """Drop the images of a spool that failed in one of these ways, in one step, so that they are requested again.
+
+    Args:
+        path: The spool; nobody has it open.
+        kinds: Failure kinds.
+
+    Returns:
+        The number of images that were dropped; 0 if there is no spool, which is then not written either.
+
+    Raises:
+        ConfigurationError: There is a file that is not a spool of this version.
+    """
+    dropped = 0
+
+    def kept(file: BinaryIO, marker: bytes) -> Iterator[LazySpoolRecord]:
+        nonlocal dropped
+        for entry in read_entries(file, marker):
+            if isinstance(entry.record, ImageResult) and entry.record.line.outcome in kinds:
+                dropped += 1
+            else:
+                yield entry.record
+
+    try:
+        with open_regular(path) as file:
+            if is_torn_file_header(file.read(FILE_HEADER_BYTES)):
+                return 0
+            file.seek(0)
+            write_spool(path, kept(file, read_marker(file)))
+    except FileNotFoundError:
+        return 0
+    return dropped
 
 
 def has_marker(path: Path, marker: bytes) -> bool:

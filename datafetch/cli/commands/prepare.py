@@ -37,10 +37,10 @@ from datafetch.cli.report_targets import refuse_log_within
 from datafetch.cli.reporter import Reporting, open_reporter
 from datafetch.datasets import DATASETS, find_dataset
 from datafetch.datasets.recipes import RECIPE, STEPS, default_source, expand_targets, part_of
+from datafetch.engine.cluster.choice import WhereToRun
 from datafetch.engine.job import Job, own_spec, reshard_plan
 from datafetch.engine.recipe import PlannedDataset, with_limited_rows
 from datafetch.engine.repeated_job import read_repeated_job
-from datafetch.engine.runner import run
 from datafetch.errors import ConfigurationError
 from datafetch.fetch import FetchPolicy
 from datafetch.model.dataset import Dataset
@@ -92,6 +92,7 @@ def prepare(  # noqa: PLR0913 - one parameter an option
     """Build a dataset where the trainer expects it, resuming an earlier run."""
     dataset = find_dataset(target)
     check_min_success(min_success)
+    where = given.apply(WhereToRun())
     repeated = None if job is None else read_repeated_job(job, target)
     if repeated is not None:
         repeated.refuse_missing(given.values)
@@ -112,7 +113,7 @@ def prepare(  # noqa: PLR0913 - one parameter an option
             return report_dry_run(planned, repeated, as_json=json)
         if check_sources:
             return report_sources(planned, as_json=json)
-        report = run(own, observers=[partial(show_progress, reporter=reporter)], repeated=repeated)
+        report = where.run(own, [partial(show_progress, reporter=reporter)], repeated)
         show_report(report, as_json=json)
         return exit_code_of(report, min_success)
 
@@ -266,6 +267,7 @@ def _run_parameters(dataset: Dataset | None) -> list[Parameter]:
         *parameters_of([FetchPolicy()], add_help=add_help),
         *parameters_of([own_spec(dataset) for dataset in datasets], add_help=add_help),
         *parameters_of([_UNSET], is_selected=is_taken, add_help=add_help),
+        *parameters_of([WhereToRun()]),
         *parameters_of([Reporting()]),
     ]
 
@@ -290,6 +292,7 @@ _ALL_OPTIONS = {
         *parameters_of([_UNSET]),
         *parameters_of([FetchPolicy()]),
         *parameters_of([own_spec(dataset) for dataset in DATASETS.values()]),
+        *parameters_of([WhereToRun()]),
         *parameters_of([Reporting()]),
         *(one for dataset in DATASETS.values() for one in parameters_of([dataset.options])),
     )

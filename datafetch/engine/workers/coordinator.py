@@ -33,17 +33,21 @@ from datafetch.engine.first_outcomes import FirstOutcomes
 from datafetch.engine.image_access import ImageAccess
 from datafetch.engine.image_counts import FetchCounts, ImageCounts
 from datafetch.engine.publish import Publisher
+from datafetch.engine.reach import Reach
 from datafetch.engine.workers.budgets import share_of
 from datafetch.engine.workers.messages import (
     Ended,
     Failed,
     Finished,
     FromWorker,
+    Limit,
     Listens,
     Logged,
     PeerListens,
     Ready,
     Stop,
+    TriedUrls,
+    TryUrls,
     Wants,
     WorkerStatistics,
 )
@@ -63,6 +67,7 @@ from datafetch.store.spool import FoundResults, find_results
 
 _MAX_FRUITLESS_STARTS = 3  # of a worker that is killed before it has fetched anything, as if memory were too small
 _RUN_OF_MEMBERS = 64  # of an archive, for the same worker
+_ANSWER_TIMEOUT_S = 120.0
 _WATCH_INTERVAL_S = 0.5
 _ERRORS = {
     error.__name__: error
@@ -102,6 +107,7 @@ class Coordinator:
         self._unflushed: set[WorkerProcess] = set()
         self._totals = WorkerTotals()
         self._peak_open_requests = 0
+        self._answers: asyncio.Future[int] | None = None
         self._first_outcomes: FirstOutcomes | None = None
         self._log = RelayedLog()
         self._loop = asyncio.get_running_loop()
@@ -141,6 +147,41 @@ class Coordinator:
             failed_alike=None if self._first_outcomes is None else self._first_outcomes.failed_alike,
             networks=() if self._first_outcomes is None else self._first_outcomes.networks,
         )
+
+    def reach(self) -> Reach:
+        """How much of the web is reached."""
+        per_host = self._access.job.fetch.per_host
+        parts = [worker.statistics for worker in self._workers.values()]
+        urls = [url for part in parts if part is not None for url in part.unreached]
+        return Reach.of(
+            self._totals.images.outcomes,
+            tuple(url.decode("utf-8", "surrogatepass") for url in urls),
+            is_within_limits=all(
+                part is not None and part.is_within_limits and part.per_host == per_host for part in parts
+            ),
+        )
+
+    def limit_to(self, per_host: int, max_rate_bytes_per_s: int | None) -> None:
+        """Set other limits than the job has, also for workers that take the place of others."""
+        job = self._access.job
+        rate = None if job.fetch.max_rate_bytes_per_s is None else max_rate_bytes_per_s
+        fetch = replace(job.fetch, per_host=per_host, max_rate_bytes_per_s=rate)
+        self._access = replace(self._access, job=replace(job, fetch=fetch))
+        for worker in self._workers.values():
+            worker.send(Limit(per_host, None if rate is None else max(1, rate // self._number_of_workers)))
+
+    async def count_answered(self, urls: Sequence[str]) -> int:
+        """Request URLs, and count those that a server answers; 0 while no worker can."""
+        worker = next(iter(self._workers.values()), None)
+        if worker is None:
+            return 0
+        self._answers = self._loop.create_future()
+        worker.send(TryUrls([url.encode("utf-8", "surrogatepass") for url in urls]))
+        try:
+            async with asyncio.timeout(_ANSWER_TIMEOUT_S):
+                return await self._answers
+        except TimeoutError:
+            return 0
 
     def statistics(self) -> Statistics:
         """A snapshot of the run."""
@@ -268,13 +309,20 @@ class Coordinator:
         """
         while messages := await worker.receive():
             for message in messages:
-                self._take(worker, message, group)
+                if isinstance(message, TriedUrls):
+                    self._take_answer(message)
+                else:
+                    self._take(worker, message, group)
         worker.room = 0
         await worker.end()
         self._let_end()
         if not worker.has_finished and (worker.returncode or 0) >= 0:
             raise RuntimeError(f"a worker process ended with status {worker.returncode}; its traceback is above")
         return worker.has_finished
+
+    def _take_answer(self, message: TriedUrls) -> None:
+        if self._answers is not None and not self._answers.done():
+            self._answers.set_result(message.answers)
 
     def _take(self, worker: WorkerProcess, message: FromWorker, group: asyncio.TaskGroup) -> None:
         match message:

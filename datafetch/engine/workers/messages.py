@@ -66,7 +66,29 @@ class Stop(_Message):
     """There are no more samples."""
 
 
-ToWorker: TypeAlias = PeerListens | ShardFollows | Samples | ShardPublished | Stop
+class Limit(_Message):
+    """Other limits hold from now on.
+
+    Attributes:
+        per_host: Number of requests in flight at once to one host.
+        max_rate_bytes_per_s: The worker's part of the cap on what is received; None if there is none.
+    """
+
+    per_host: int
+    max_rate_bytes_per_s: int | None
+
+
+class TryUrls(_Message):
+    """Request URLs, whose results are of no sample.
+
+    Attributes:
+        urls: The URLs, encoded so that lone surrogates survive.
+    """
+
+    urls: list[bytes]
+
+
+ToWorker: TypeAlias = PeerListens | ShardFollows | Samples | ShardPublished | Stop | Limit | TryUrls
 
 
 # From a worker to the coordinator.
@@ -128,6 +150,9 @@ class WorkerStatistics(_Message):
         transcoding: Images that are being transcoded, or wait for that.
         waiting: What waits for hosts; None if nothing does.
         compared: Whether the images that were requested have failed alike.
+        unreached: URLs of the latest requests that no server answered, encoded so that lone surrogates survive.
+        per_host: How many requests may be in flight to one host.
+        is_within_limits: Whether no host has more than that.
     """
 
     requests: int
@@ -138,6 +163,19 @@ class WorkerStatistics(_Message):
     transcoding: int
     waiting: Waiting | None
     compared: OutcomeComparison
+    unreached: list[bytes]
+    per_host: int
+    is_within_limits: bool
+
+
+class TriedUrls(_Message):
+    """The answer to ``TryUrls``.
+
+    Attributes:
+        answers: The number of URLs that a server has answered.
+    """
+
+    answers: int
 
 
 class Logged(_Message):
@@ -164,7 +202,7 @@ class Finished(_Message):
     """The worker has ended all of its samples, and closed its spools; it serves others until the connection closes."""
 
 
-FromWorker: TypeAlias = Listens | Ready | Wants | Ended | WorkerStatistics | Logged | Failed | Finished
+FromWorker: TypeAlias = Listens | Ready | Wants | Ended | WorkerStatistics | TriedUrls | Logged | Failed | Finished
 
 
 # From a client to the owner of a host or URL. ``id`` distinguishes what one client asks for and has.

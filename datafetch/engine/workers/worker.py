@@ -27,6 +27,7 @@ from datafetch.engine.finish_by import loop_time_of
 from datafetch.engine.first_outcomes import OutcomeComparison
 from datafetch.engine.image_counts import ImageCounts
 from datafetch.engine.opened_meanwhile import opened_meanwhile
+from datafetch.engine.reach import count_answered
 from datafetch.engine.sample_tasks import SYNC_INTERVAL_S, SampleTasks
 from datafetch.engine.workers.channel import Channel
 from datafetch.engine.workers.mesh import Mesh
@@ -34,6 +35,7 @@ from datafetch.engine.workers.messages import (
     Failed,
     Finished,
     FromWorker,
+    Limit,
     Listens,
     Logged,
     PeerListens,
@@ -43,6 +45,8 @@ from datafetch.engine.workers.messages import (
     ShardPublished,
     Stop,
     ToWorker,
+    TriedUrls,
+    TryUrls,
     WorkerStatistics,
 )
 from datafetch.engine.workers.received_samples import ReceivedSamples
@@ -109,7 +113,8 @@ async def _work(startup: WorkerStartup, channel: Channel[FromWorker, ToWorker]) 
     async with asyncio.TaskGroup() as group, Mesh(startup.worker, startup.workers, urls, spools, group) as mesh:
         dedup = SharedUrls(mesh, urls, spools)
         samples = ReceivedSamples(startup.worker, access.output.layout, channel, dedup)
-        listening = group.create_task(_listen(channel, mesh, samples))
+        steering = _Steering(channel, group)
+        listening = group.create_task(_listen(channel, mesh, samples, steering))
         channel.send(Listens(mesh.address))
         async with (
             Fetcher(job.fetch, budget=budget, sharing=Sharing(startup.workers, mesh.share_hosts)) as fetch,
@@ -126,6 +131,7 @@ async def _work(startup: WorkerStartup, channel: Channel[FromWorker, ToWorker]) 
                 dedup=dedup,
                 compare=compared.add,
             )
+            steering.begin(fetch)
             await mesh.wait_until_connected()
             channel.send(Ready(fetch.unused_proxy, fetch.used_proxies))
             report = partial(_report_statistics, channel, fetch, fetcher, compared)
@@ -150,7 +156,39 @@ async def _process(samples: ReceivedSamples, fetcher: SampleFetcher, one: Sample
     samples.report_ended(one, images)
 
 
-async def _listen(channel: Channel[FromWorker, ToWorker], mesh: Mesh, samples: ReceivedSamples) -> None:
+class _Steering:
+    """Obeys whoever steers the run."""
+
+    def __init__(self, channel: Channel[FromWorker, ToWorker], group: asyncio.TaskGroup) -> None:
+        self._channel = channel
+        self._group = group
+        self._fetch: Fetcher | None = None
+        self._limit: Limit | None = None
+
+    def begin(self, fetch: Fetcher) -> None:
+        """Begin to obey."""
+        self._fetch = fetch
+        if self._limit is not None:
+            self.limit_to(self._limit)
+
+    def limit_to(self, limit: Limit) -> None:
+        """Set other limits."""
+        self._limit = limit
+        if self._fetch is not None:
+            self._fetch.limit_to(limit.per_host, limit.max_rate_bytes_per_s)
+
+    def try_urls(self, urls: list[bytes]) -> None:
+        """Begin to request URLs."""
+        self._group.create_task(self._try_urls([url.decode("utf-8", "surrogatepass") for url in urls]))
+
+    async def _try_urls(self, urls: list[str]) -> None:
+        answers = 0 if self._fetch is None else await count_answered(self._fetch, urls)
+        self._channel.send(TriedUrls(answers))
+
+
+async def _listen(
+    channel: Channel[FromWorker, ToWorker], mesh: Mesh, samples: ReceivedSamples, steering: _Steering
+) -> None:
     while messages := await channel.receive():
         for message in messages:
             match message:
@@ -162,6 +200,10 @@ async def _listen(channel: Channel[FromWorker, ToWorker], mesh: Mesh, samples: R
                     await samples.close_shard(message.shard)
                 case PeerListens():
                     mesh.connect(message.worker, message.address)
+                case Limit():
+                    steering.limit_to(message)
+                case TryUrls():
+                    steering.try_urls(message.urls)
                 case Stop():
                     samples.stop()
                     mesh.stop_waiting()
@@ -182,6 +224,9 @@ def _report_statistics(
             transcoding=fetcher.transcoding,
             waiting=now.waiting,
             compared=compared,
+            unreached=[url.encode("utf-8", "surrogatepass") for url in fetch.unreached],
+            per_host=fetch.per_host,
+            is_within_limits=fetch.is_within_limits,
         )
     )
 

@@ -58,6 +58,9 @@ class WorkerTotals:
             transcoding=sum(part.transcoding for part in parts),
             waiting=None if most is None else replace(most, images=sum(one.images for one in waiting)),
             compared=compared,
+            unreached=[url for part in parts for url in part.unreached],
+            per_host=max((part.per_host for part in parts), default=0),
+            is_within_limits=all(part.is_within_limits for part in parts),
         )
 
     def state_of(self, worker: WorkerProcess) -> WorkerState:

@@ -1,0 +1,784 @@
+"""The driver: hands the shards of a job to the nodes of a cluster, and completes the output.
+
+Theory of operation. The driver claims the output as a run does, and then holds its lock together with the nodes. Each
+node of the cluster, also one that joins later, goes through these states:
+
+* it is asked for its versions and for what it sees of the output, and refused, by name, where they differ;
+* it gets its part of the limits, once all others keep within theirs;
+* it is at work: the driver calls it all the time (``NodeServer.exchange``), gives it a shard when it has room for one,
+  and hears what it has published;
+* it has ended: because nothing is left; because its process or its machine has ended, or because it has not answered
+  for ``SILENCE_S``, whereupon its shards wait for other nodes; or because it lacks something that others have. In the
+  last two cases it is tried again after a rest.
+
+Shards are handed out a second time only in that case, never because one takes long. What a lost node had fetched lies
+in spools on the shared filesystem, and the node that gets the shard goes on from there. If the lost node is not dead
+but cut off, it ends itself after ``ABANDONED_S`` without a call, so before its shards are handed out again; the lock of
+each shard decides in any case.
+
+A driver that dies takes its nodes with it: Ray ends them, or they end themselves. The next one finds in the output what
+is published and in the spools what was fetched, and waits until the locks of the old nodes are gone. Living nodes are
+not taken over: they may have other versions or another job, and what they would save is the requests that were open.
+
+Rules: nothing here knows Ray, but for the names of its errors. Everything is decided by one loop; what blocks runs in
+a thread.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import secrets
+import socket
+import time
+from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from datafetch.engine.cluster.handout import Handout
+from datafetch.engine.cluster.limits import NodeLimits, divide_limits
+from datafetch.engine.cluster.messages import EndKind, NodeEnd, NodeReport, NodeTask, Orders
+from datafetch.engine.cluster.node_facts import NodeFacts, find_facts
+from datafetch.engine.cluster.ray_cluster import ClusterNode, NodeLostError, RayCluster, UnfitNodeError
+from datafetch.engine.cluster.suspicion import MAX_URLS, is_sick
+from datafetch.engine.job import Job
+from datafetch.engine.ownership import locked_shards
+from datafetch.engine.repeated_job import RepeatedJob
+from datafetch.engine.runner import finish_dataset
+from datafetch.engine.share import BegunRun, begin_dataset
+from datafetch.errors import ConfigurationError, DatafetchError, ResourceError
+from datafetch.fetch.fetcher import UNREACHED
+from datafetch.model.location import without_secrets
+from datafetch.model.observers import Observer, SafeObserver, as_observers, observed_by
+from datafetch.model.outcome import FailureKind
+from datafetch.model.report import FetchedShards, Report
+from datafetch.model.statistics import Statistics
+from datafetch.model.wording import counted
+from datafetch.monitor.cluster_snapshot import (
+    ClusterSnapshot,
+    NodeSnapshot,
+    NodeState,
+    delete_cluster,
+    read_cluster,
+    write_cluster,
+)
+from datafetch.monitor.throughput import Throughput
+from datafetch.process.threads import run_in_thread
+from datafetch.store.layout import OutputLayout, resolve_parent
+from datafetch.store.lock import OutputInUseError, ShardLocks
+from datafetch.store.spool_writer import drop_failures
+
+ABANDONED_S = 60.0
+"""After how many seconds without a call a node ends itself."""
+SILENCE_S = 90.0
+"""After how many seconds without an answer a node is given up; longer, so that it has ended itself by then."""
+_EXCHANGE_S = 1.0  # a call returns after so long even without news
+_NODES_PER_EXCHANGE_S = 100  # of very many nodes each is called less often, so that a driver bears a thousand
+_WATCH_INTERVAL_S = 2.0
+_LOCK_INTERVAL_S = 0.1
+_FACTS_TIMEOUT_S = 120.0  # a node loads Pillow and the package from a shared filesystem, which may be slow
+_ADMISSION_S = 20.0  # so long the first nodes wait for each other, so that limits are divided once
+_TIRED_S = 30.0  # without any node at work, a line says what is waited for
+_FIRST_REST_S = 10.0
+_MAX_REST_S = 300.0
+_MAX_RESTS = 5  # without a published shard in between
+_FORGOTTEN = frozenset({*UNREACHED, FailureKind.NOT_REQUESTED, FailureKind.DISCONNECTED})
+_MAX_REPORTS_WITHOUT_URLS = 20  # those of worker processes come half a second later
+_TOKEN_BYTES = 16
+_ID_CHARS = 16
+
+_log = logging.getLogger(__name__)
+
+
+class _SickNodeError(Exception):
+    """A node lacks something that others have, or a part of its network does not work."""
+
+
+class _RefusedNodeError(Exception):
+    """A node would make other bytes, or does not see the same files."""
+
+
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """How long a driver waits for what; shorter in tests.
+
+    Attributes:
+        abandoned_s: After how many seconds without a call a node ends itself.
+        silence_s: After how many seconds without an answer a node is given up.
+        first_rest_s: How long a node rests that was lost or sick, at first.
+    """
+
+    abandoned_s: float = ABANDONED_S
+    silence_s: float = SILENCE_S
+    first_rest_s: float = _FIRST_REST_S
+
+
+@dataclass(slots=True, eq=False)
+class _Member:
+    """A node of the cluster.
+
+    Attributes:
+        node: Which one.
+        state: What it is doing.
+        reason: Why, in words.
+        limits: Its part of the limits; None while it has none.
+        confirmed: The limits that it keeps.
+        report: Its latest report.
+        published: The number of shards that it has published.
+        rests: How often it was given up since it last published a shard.
+        given: The sizes of the shards that it was given since it started.
+        is_at_work: Whether a process runs on it that has answered.
+        is_sick: Whether another node has reached what it did not reach.
+        is_asked_about: Whether another node is trying URLs that it did not reach.
+        is_cleared: Whether it is to be told that its network is sound.
+        reports_without_urls: In how many reports in a row it was in doubt and named none.
+        urls: URLs of another node that it is to try.
+        asked_for: The node whose URLs it is trying, and how many.
+        throughput: How many images end on it.
+    """
+
+    node: ClusterNode
+    state: NodeState = NodeState.STARTING
+    reason: str = ""
+    limits: NodeLimits | None = None
+    confirmed: NodeLimits | None = None
+    report: NodeReport = field(default_factory=NodeReport)
+    published: int = 0
+    rests: int = 0
+    given: int = 0
+    is_at_work: bool = False
+    is_sick: bool = False
+    is_asked_about: bool = False
+    is_cleared: bool = False
+    reports_without_urls: int = 0
+    urls: tuple[str, ...] = ()
+    asked_for: tuple[_Member, int] | None = None
+    throughput: Throughput = field(default_factory=Throughput)
+
+    @property
+    def name(self) -> str:
+        """Its name."""
+        return self.node.name
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether it keeps within its part of the limits, as far as it does anything."""
+        return not self.is_at_work or (self.confirmed == self.limits and self.report.is_within_limits)
+
+    def snapshot(self) -> NodeSnapshot:
+        """How it stands, for observers."""
+        now = self.report.statistics
+        if now is None:
+            return NodeSnapshot(self.name, self.state, self.reason, shards_published=self.published)
+        return NodeSnapshot(
+            self.name,
+            self.state,
+            self.reason,
+            images_per_s=self.throughput.pace(now).images_per_s if self.is_at_work else 0.0,
+            ok=now.ok,
+            failed=now.failed,
+            shards_published=self.published,
+            open_requests=now.open_requests if self.is_at_work else 0,
+        )
+
+
+async def run_on_cluster(
+    job: Job,
+    connect: Callable[[], Any],
+    observers: Iterable[Observer[Statistics]] = (),
+    *,
+    repeated: RepeatedJob | None = None,
+    patience: Patience | None = None,
+) -> Report:
+    """Run a job on the nodes of a cluster, or resume it.
+
+    Args:
+        job: What to do. Its output, and the files that it reads, lie where all nodes see them under the same path.
+        connect: Returns a context manager that connects to the cluster; called only if anything is left to fetch.
+        observers: Each watches while it runs.
+        repeated: The job of another output, whose rows this one is to make; None for any rows.
+        patience: How long it waits for what.
+
+    Returns:
+        What was done.
+
+    Raises:
+        DatafetchError: The job or its manifest is wrong; no node can do it; or all nodes lack something.
+    """
+    _refuse(job)
+    observers = as_observers(observers)
+    job = replace(job, out=str(await run_in_thread(resolve_parent, Path(job.out))))
+    begun = await _begin(job, repeated, patience or Patience())
+    resumed = replace(job, fresh=False, reuse=False)
+    done = None
+    if begun.open_shards:
+        driver = Driver(resumed, begun, patience or Patience())
+        async with _connected(connect) as cluster:
+            done = await driver.run(cluster, observers)
+    report = await finish_dataset(resumed, observers, done=done)
+    await asyncio.to_thread(delete_cluster, begun.layout)
+    return report
+
+
+def _refuse(job: Job) -> None:
+    """Refuse jobs that can't be done by several machines.
+
+    Raises:
+        ConfigurationError: This is one.
+    """
+    if job.no_lock:
+        raise ConfigurationError("--no-lock is for a run that is alone, and nodes of a cluster are not; leave it out")
+    archive = getattr(job.options, "archive", None) or ""
+    locations = {"--source": job.source, "--mirror": job.mirror, "--ids": job.ids or "", "--archive": archive}
+    for flag, location in locations.items():
+        if location != without_secrets(location):
+            raise ConfigurationError(
+                f"{flag} has credentials or a query, which are not sent to the nodes of a cluster; download it to the "
+                "shared filesystem first, and give the path"
+            )
+
+
+async def _begin(job: Job, repeated: RepeatedJob | None, patience: Patience) -> BegunRun:
+    """Claim the output, once the nodes of an earlier driver that died have let go of it."""
+    layout = OutputLayout(Path(job.out))
+    deadline_s = time.monotonic() + patience.abandoned_s + _WATCH_INTERVAL_S
+    was_said = False
+    while True:
+        try:
+            return await begin_dataset(job, repeated)
+        except OutputInUseError:
+            before = await asyncio.to_thread(read_cluster, layout)
+            if before is None or time.monotonic() > deadline_s or (before.is_here and _exists(before.pid)):
+                raise
+        if not was_said:
+            was_said = True
+            _log.info("waiting for the nodes of an earlier run to end, which takes up to %.0f s", patience.abandoned_s)
+        await asyncio.sleep(_EXCHANGE_S)
+
+
+def _exists(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return pid != os.getpid()
+
+
+@asynccontextmanager
+async def _connected(connect: Callable[[], Any]) -> AsyncIterator[RayCluster]:
+    """Connect in a thread: Ray blocks, and would install signal handlers in the main one."""
+    connection = connect()
+    cluster = await run_in_thread(connection.__enter__)
+    try:
+        yield cluster
+    finally:
+        await run_in_thread(connection.__exit__, None, None, None)
+
+
+class Driver:
+    """Steers the nodes of a cluster until all shards are published.
+
+    Args:
+        job: What to do.
+        begun: The claimed output.
+        patience: How long it waits for what.
+    """
+
+    def __init__(self, job: Job, begun: BegunRun, patience: Patience) -> None:
+        self._job = job
+        self._begun = begun
+        self._patience = patience
+        self._handout = Handout(begun.open_shards)
+        self._members: dict[str, _Member] = {}
+        self._ended: list[NodeReport] = []  # of nodes that have ended, and may have been started again
+        self._token = secrets.token_hex(_TOKEN_BYTES)
+        self._changed = asyncio.Event()
+        self._started_s = time.monotonic()
+        self._expected_first: set[str] = set()
+        self._facts: NodeFacts | None = None
+        self._last_error: DatafetchError | None = None
+        self._is_over = False
+        self._locks: ShardLocks | None = None
+
+    async def run(self, cluster: RayCluster, observers: Iterable[Observer[Statistics]]) -> FetchedShards:
+        """Work until all shards are published.
+
+        Returns:
+            What all nodes have done.
+
+        Raises:
+            DatafetchError: What stopped the run.
+        """
+        layout = self._begun.layout
+        async with locked_shards(layout, (), lambda: None) as self._locks:
+            await asyncio.to_thread(self._write)
+            self._facts = await asyncio.to_thread(find_facts, self._job.out, self._token)
+            async with (
+                observed_by((self._write_snapshots, *observers), self.statistics),
+                asyncio.TaskGroup() as group,
+            ):
+                await self._watch(cluster, group)
+        return self._done()
+
+    def statistics(self) -> Statistics:
+        """How the run stands: what was published before, and what the nodes have done."""
+        published = self._begun.published
+        now = [one.report.statistics for one in self._members.values() if one.is_at_work and one.report.statistics]
+        gone = [report.done.totals for report in self._ended if report.done is not None]
+        waiting = [one.waiting for one in now if one.waiting is not None]
+        return Statistics(
+            expected_images=self._expected_images(),
+            ok=published.ok + sum(one.ok for one in now) + sum(one.ok for one in gone),
+            failed=published.failed + sum(one.failed for one in now) + sum(one.failed for one in gone),
+            earlier=published.images + sum(one.earlier for one in now),
+            shards=len(self._begun.open_shards),
+            shards_published=sum(one.published for one in self._members.values()),
+            fetched_bytes=sum(one.fetched_bytes for one in now)
+            + sum(report.done.fetched_bytes for report in self._ended if report.done is not None),
+            connections=sum(one.connections for one in now),
+            open_requests=sum(one.open_requests for one in now),
+            elapsed_s=time.monotonic() - self._started_s,
+            waiting=max(waiting, key=lambda one: one.images) if waiting and len(waiting) == len(now) else None,
+            transcoding=sum(one.transcoding for one in now),
+        )
+
+    # --- nodes
+
+    async def _watch(self, cluster: RayCluster, group: asyncio.TaskGroup) -> None:
+        """Take in nodes as they join, until all shards are published.
+
+        Raises:
+            ConfigurationError: The cluster is open to everybody, or no node can do the job.
+            ResourceError: All nodes lack something.
+        """
+        await self._refuse_open(cluster)
+        tasks: set[asyncio.Task[None]] = set()
+        idle_since_s = time.monotonic()
+        while not self._handout.is_complete:
+            nodes = await asyncio.to_thread(cluster.nodes)
+            if not self._members:
+                self._expected_first = {node.id for node in nodes}
+            for node in nodes:
+                if node.id not in self._members:
+                    member = self._members[node.id] = _Member(node)
+                    tasks.add(group.create_task(self._keep_at_work(cluster, member)))
+            self._forget_gone({node.id for node in nodes})
+            self._refuse_without_nodes(nodes)
+            if any(one.is_at_work for one in self._members.values()):
+                idle_since_s = time.monotonic()
+            elif time.monotonic() - idle_since_s > _TIRED_S:
+                idle_since_s = time.monotonic()
+                _log.warning("no node is at work: %s; the run goes on when one can", self._why_idle())
+            if not self._handout.is_complete:  # which it may have become meanwhile
+                await self._wait_for_change(_WATCH_INTERVAL_S)
+        self._is_over = True
+        self._tell()
+        await asyncio.gather(*tasks)
+
+    async def _keep_at_work(self, cluster: RayCluster, member: _Member) -> None:
+        """Let a node work until nothing is left, and again after a rest if it was lost."""
+        while not self._is_over:
+            try:
+                await self._work_on(cluster, member)
+            except _RefusedNodeError as error:
+                self._set_state(member, NodeState.REFUSED, str(error))
+                _log.warning("node %s is refused: %s; the run goes on without it", member.name, error)
+                return
+            except NodeLostError as error:
+                self._set_state(member, NodeState.LOST, str(error))
+                _log.warning("node %s %s; other nodes go on with its shards", member.name, error)
+            except _SickNodeError as error:
+                self._set_state(member, NodeState.SICK, str(error))
+                _log.warning("node %s can't work: %s; other nodes go on with its shards", member.name, error)
+            else:
+                self._set_state(member, NodeState.ENDED, "")
+                return
+            if not await self._rest(cluster, member):
+                return
+
+    async def _rest(self, cluster: RayCluster, member: _Member) -> bool:
+        """Let a node rest; return whether it is to be tried again."""
+        member.rests += 1
+        if member.rests > _MAX_RESTS:
+            member.reason = f"{member.reason} (it was tried {_MAX_RESTS} times)"
+            return False
+        until_s = time.monotonic() + min(self._patience.first_rest_s * 2 ** (member.rests - 1), _MAX_REST_S)
+        while (left_s := until_s - time.monotonic()) > 0 and not self._is_over:
+            await self._wait_for_change(left_s)
+        return not self._is_over and any(node.id == member.node.id for node in await asyncio.to_thread(cluster.nodes))
+
+    async def _work_on(self, cluster: RayCluster, member: _Member) -> None:
+        self._set_state(member, NodeState.STARTING, "")
+        member.given, member.is_sick, member.report = 0, False, NodeReport()
+        member.is_asked_about, member.is_cleared, member.throughput = False, False, Throughput()
+        server = await run_in_thread(cluster.start, member.node)
+        is_certain = True
+        try:
+            await self._check(cluster, server)
+            await self._admit(member)
+            if not self._is_over:
+                await self._begin(cluster, member, server)
+                await self._steer(cluster, member, server)
+        except NodeLostError as error:
+            is_certain = error.is_certain
+            raise
+        finally:
+            await run_in_thread(cluster.kill, server)
+            await self._let_go(member, is_certain=is_certain)
+
+    async def _begin(self, cluster: RayCluster, member: _Member, server: Any) -> None:
+        assert member.limits is not None, "it was admitted"
+        member.confirmed = member.limits
+        task = NodeTask(
+            self._job.out,
+            f"node-{member.node.id[:_ID_CHARS]}",
+            member.limits,
+            self._job.finish_by,
+            self._patience.abandoned_s,
+        )
+        member.is_at_work = True
+        try:
+            async with asyncio.timeout(self._patience.silence_s):
+                await cluster.begin(server, task)
+        except TimeoutError as error:
+            raise NodeLostError("has not answered", is_certain=False) from error
+        except UnfitNodeError as error:
+            raise NodeLostError(f"could not be started: {error}", is_certain=True) from error
+        self._set_state(member, NodeState.AT_WORK, "")
+
+    async def _check(self, cluster: RayCluster, server: Any) -> None:
+        """Find out whether a node makes the same bytes from the same files.
+
+        Raises:
+            NodeLostError: It has ended, or does not answer.
+            _RefusedNodeError: It does not.
+        """
+        try:
+            async with asyncio.timeout(_FACTS_TIMEOUT_S):
+                facts = await cluster.facts(server, self._job.out, self._token)
+        except TimeoutError as error:
+            reason = f"has not started in {_FACTS_TIMEOUT_S:.0f} s; another job of the cluster may have its CPUs"
+            raise NodeLostError(reason, is_certain=True) from error
+        except UnfitNodeError as error:
+            raise _RefusedNodeError(f"it can't load this datafetch: {error}; install the same version there") from error
+        assert self._facts is not None, "found before"
+        if cluster.is_checked and not facts.is_authenticated:
+            raise _RefusedNodeError(
+                "it asks nobody for a token, so that whoever reaches its ports runs code on it; start it with "
+                "RAY_AUTH_MODE=token"
+            )
+        if differences := facts.differences_from(self._facts):
+            raise _RefusedNodeError(f"it would make other bytes: {differences}; install the same versions")
+        if not facts.sees_output:
+            raise _RefusedNodeError(
+                f"it does not see {self._begun.layout.state_folder}; the output has to lie on a filesystem that all "
+                "nodes share, under the same path"
+            )
+
+    async def _admit(self, member: _Member) -> None:
+        """Give a node its part of the limits, once no other one has more than its own."""
+        first_until_s = self._started_s + _ADMISSION_S
+        self._expected_first.discard(member.node.id)
+        self._divide(joining=member)
+        while self._expected_first and not self._is_over and (left_s := first_until_s - time.monotonic()) > 0:
+            await self._wait_for_change(left_s)
+        while not self._is_over and not all(one.is_settled for one in self._members.values()):
+            await self._wait_for_change(_WATCH_INTERVAL_S)
+
+    def _divide(self, *, joining: _Member | None = None, leaving: _Member | None = None) -> None:
+        """Divide the limits among the nodes that have a part of them."""
+        if leaving is not None:
+            leaving.limits = leaving.confirmed = None
+        sharing = [one for one in self._members.values() if one.limits is not None or one is joining]
+        if sharing:
+            for one, limits in zip(sharing, divide_limits(self._job.fetch, len(sharing)), strict=True):
+                one.limits = limits
+        self._tell()
+
+    async def _let_go(self, member: _Member, *, is_certain: bool) -> None:
+        """Let the shards of a node that has ended wait for others, and divide its part of the limits."""
+        member.is_at_work = False
+        self._ended.append(member.report)
+        if member.asked_for is not None:  # somebody else will be asked
+            member.asked_for[0].is_asked_about = False
+            member.asked_for = None
+        if member.is_sick:
+            await self._forget_failures(member)
+        shards = self._handout.lose(member.node.id)
+        if shards:
+            _log.info(
+                "node %s had %s in progress, for other nodes to go on with", member.name, counted(len(shards), "shard")
+            )
+        if is_certain:
+            self._divide(leaving=member)
+        else:  # it may be cut off and go on for a while
+            loop = asyncio.get_running_loop()
+            loop.call_later(self._patience.abandoned_s, partial(self._leave, member, member.limits))
+        self._tell()
+
+    def _leave(self, member: _Member, limits: NodeLimits | None) -> None:
+        if not member.is_at_work and member.limits is limits:
+            self._divide(leaving=member)
+
+    def _forget_gone(self, alive: set[str]) -> None:
+        """Divide the parts of the limits of nodes that could not be reached, once they are known to have ended."""
+        for member in self._members.values():
+            is_idle = member.state in {NodeState.LOST, NodeState.SICK} and not member.is_at_work
+            if is_idle and member.limits is not None and member.node.id not in alive:
+                self._divide(leaving=member)
+
+    async def _forget_failures(self, member: _Member) -> None:
+        """Drop the failures of a sick node from the spools of its shards, so that other nodes request them."""
+        assert self._locks is not None, "held while nodes are at work"
+        dropped = 0
+        until_s = time.monotonic() + self._patience.abandoned_s
+        for shard in self._handout.shards_of(member.node.id):
+            if not await self._lock_after(shard, until_s):
+                continue
+            try:
+                for path in await run_in_thread(self._begun.layout.spools, shard):
+                    dropped += await run_in_thread(drop_failures, path, _FORGOTTEN)
+            finally:
+                await run_in_thread(self._locks.release_shard, shard)
+        _log.info("%s of node %s will be requested by others", counted(dropped, "failed image"), member.name)
+
+    async def _lock_after(self, shard: str, until_s: float) -> bool:
+        """Lock a shard once the process that had it has ended; return whether it did in time."""
+        assert self._locks is not None, "held while nodes are at work"
+        while not await run_in_thread(self._locks.try_acquire, shard):
+            if time.monotonic() > until_s:
+                return False
+            await asyncio.sleep(_LOCK_INTERVAL_S)
+        return True
+
+    # --- a node at work
+
+    async def _steer(self, cluster: RayCluster, member: _Member, server: Any) -> None:
+        """Call a node until it ends.
+
+        Raises:
+            NodeLostError: It has ended without a word, or does not answer.
+            _RefusedNodeError: It can't do this job.
+            _SickNodeError: It lacks something.
+            DatafetchError: There is a bug, which stops the run.
+        """
+        orders = Orders()
+        while True:
+            wait_s = max(_EXCHANGE_S, len(self._members) / _NODES_PER_EXCHANGE_S)
+            try:
+                async with asyncio.timeout(wait_s + self._patience.silence_s):
+                    report = await cluster.exchange(server, orders, wait_s)
+            except TimeoutError as error:
+                reason = f"has not answered for {self._patience.silence_s:.0f} s, and is given up"
+                raise NodeLostError(reason, is_certain=False) from error
+            except UnfitNodeError as error:
+                raise NodeLostError(f"could not be called: {error}", is_certain=True) from error
+            self._take_report(member, report, orders)
+            if report.end is not None:
+                self._judge_end(member, report.end)
+                return
+            if member.is_sick:
+                raise _SickNodeError(
+                    "it can't reach hosts that other nodes reach; look at its name servers and its network"
+                )
+            orders = self._orders_for(member, report)
+
+    def _take_report(self, member: _Member, report: NodeReport, orders: Orders) -> None:
+        now_s = time.monotonic()
+        before = member.report
+        member.report = (
+            report if report.statistics is not None else replace(report, statistics=before.statistics, done=before.done)
+        )
+        if orders.limits is not None:
+            member.confirmed = orders.limits
+        for message in report.messages:
+            _log.log(message.level, "node %s: %s", member.name, message.text)
+        for shard in report.published:
+            self._handout.mark_published(member.node.id, shard)
+            member.published += 1
+            member.rests = 0
+        for shard in report.in_use:
+            self._handout.give_back(member.node.id, shard, now_s)
+        if report.answers is not None and member.asked_for is not None:
+            (suspect, urls), member.asked_for = member.asked_for, None
+            suspect.is_asked_about = False
+            suspect.is_sick = is_sick(report.answers, urls)
+            suspect.is_cleared = not suspect.is_sick
+        if report.is_in_doubt and not (member.is_asked_about or member.is_cleared or member.is_sick):
+            self._ask_another(member, report.unreached)
+        if report.published or not report.is_within_limits or not before.is_within_limits:
+            self._tell()
+
+    def _ask_another(self, suspect: _Member, unreached: tuple[str, ...]) -> None:
+        """Let another node, if possible one that reaches its hosts, try URLs that this one did not reach."""
+        others = [one for one in self._members.values() if one.is_at_work and one is not suspect]
+        able = [one for one in others if one.report.statistics is not None and one.asked_for is None]
+        urls = unreached[-MAX_URLS:]
+        suspect.reports_without_urls = 0 if urls else suspect.reports_without_urls + 1
+        if not others or suspect.reports_without_urls > _MAX_REPORTS_WITHOUT_URLS:
+            suspect.is_cleared = True  # there is nothing to compare
+        elif able and urls:
+            other = min(able, key=lambda one: one.report.is_in_doubt)
+            other.urls, other.asked_for = urls, (suspect, len(urls))
+            suspect.is_asked_about = True
+
+    def _orders_for(self, member: _Member, report: NodeReport) -> Orders:
+        shards = []
+        taking = {NodeState.STARTING, NodeState.AT_WORK}
+        nodes = sum(one.state in taking for one in self._members.values())
+        for _ in range(report.wanted):
+            shard = self._handout.take(member.node.id, time.monotonic(), max(1, nodes))
+            if shard is None:
+                break
+            shards.append(shard)
+            member.given += self._begun.sizes[shard.name]
+        urls, member.urls = member.urls, ()
+        clears, member.is_cleared = member.is_cleared, False
+        return Orders(
+            tuple(shards),
+            member.limits if member.limits != member.confirmed else None,
+            is_over=self._is_over or self._handout.is_complete,
+            clears=clears,
+            urls=urls,
+        )
+
+    def _judge_end(self, member: _Member, end: NodeEnd) -> None:
+        match end.kind:
+            case EndKind.DONE:
+                return
+            case EndKind.RESOURCES:
+                self._last_error = ResourceError(end.message)
+                raise _SickNodeError(end.message)
+            case EndKind.REFUSED:
+                self._last_error = ConfigurationError(end.message)
+                raise _RefusedNodeError(end.message)
+            case EndKind.BUG:
+                raise RuntimeError(f"node {member.name} stopped by a bug:\n{end.message}")
+
+    # --- what is known
+
+    async def _refuse_open(self, cluster: RayCluster) -> None:
+        """Refuse a cluster whose head asks nobody for a token; nodes are asked by themselves.
+
+        Raises:
+            ConfigurationError: It asks nobody.
+        """
+        if not cluster.is_checked:
+            return
+        try:
+            is_open = await cluster.has_open_head()
+        except (NodeLostError, UnfitNodeError) as error:
+            raise ConfigurationError(
+                f"the head of the cluster can't be asked whether it wants a token ({error}); install the same "
+                "datafetch there, or give RAY_AUTH_MODE=disabled here if only you can reach its ports"
+            ) from error
+        if is_open:
+            raise ConfigurationError(
+                "the head of the cluster asks nobody for a token, so that whoever reaches its ports runs code on all "
+                "nodes; start it with RAY_AUTH_MODE=token, or give RAY_AUTH_MODE=disabled here if only you reach them"
+            )
+
+    def _refuse_without_nodes(self, nodes: list[ClusterNode]) -> None:
+        """Stop where no node can do the job, and waiting changes nothing.
+
+        Raises:
+            DatafetchError: What the nodes said.
+        """
+        ids = {node.id for node in nodes}
+        here = [one for one in self._members.values() if one.node.id in ids]
+        useless = {NodeState.REFUSED, NodeState.SICK, NodeState.LOST}
+        if not here or any(one.state not in useless for one in here):
+            return
+        if all(one.state is NodeState.REFUSED or one.rests > _MAX_RESTS for one in here) or (
+            all(one.state is NodeState.SICK for one in here) and self._last_error is not None
+        ):
+            reasons = "; ".join(f"{one.name}: {one.reason}" for one in here[:3])
+            kind = ConfigurationError if all(one.state is NodeState.REFUSED for one in here) else ResourceError
+            raise kind(f"no node of the cluster can do this job ({reasons})")
+
+    def _why_idle(self) -> str:
+        reasons = [
+            f"{one.name} {'waits until its CPUs are free' if one.state is NodeState.STARTING else one.state}"
+            for one in list(self._members.values())[:3]
+        ]
+        return ", ".join(reasons) or "there is none that offers CPUs"
+
+    def _expected_images(self) -> int | None:
+        """The number of images, extrapolated from what the nodes expect of the shards that they were given."""
+        pairs = [
+            (one.report.statistics.expected_images, one.given)
+            for one in self._members.values()
+            if one.is_at_work and one.report.statistics is not None
+        ]
+        known = [(images, size) for images, size in pairs if images is not None and size]
+        if not known:
+            return None
+        images_per_size = sum(images for images, _ in known) / sum(size for _, size in known)
+        open_size = sum(self._begun.sizes[shard.name] for shard in self._begun.open_shards)
+        return self._begun.published.images + round(images_per_size * open_size)
+
+    def _done(self) -> FetchedShards:
+        done = [report.done for report in self._ended if report.done is not None]
+        alike = {one.failed_alike for one in done}
+        return FetchedShards(
+            totals=self._begun.published,
+            ended=sum(one.ended for one in done),
+            ended_ok=sum(one.ended_ok for one in done),
+            not_requested=sum(one.not_requested for one in done),
+            arrived=sum(one.arrived for one in done),
+            repeated=sum(one.repeated for one in done),
+            fetched_bytes=sum(one.fetched_bytes for one in done),
+            written_bytes=sum(one.written_bytes for one in done),
+            requests=sum(one.requests for one in done),
+            connections=sum(one.connections for one in done),
+            peak_open_requests=sum(one.peak_open_requests for one in done),
+            elapsed_s=time.monotonic() - self._started_s,
+            failed_alike=alike.pop() if len(alike) == 1 else None,
+            networks=tuple(dict.fromkeys(network for one in done for network in one.networks)),
+        )
+
+    def _set_state(self, member: _Member, state: NodeState, reason: str) -> None:
+        member.state, member.reason = state, reason
+        if state is not NodeState.STARTING:
+            self._expected_first.discard(member.node.id)
+        self._tell()
+
+    def _tell(self) -> None:
+        self._changed.set()
+
+    async def _wait_for_change(self, timeout_s: float) -> None:
+        """Wait until something has changed, or some seconds have passed."""
+        changed = self._changed
+        if changed.is_set():
+            changed = self._changed = asyncio.Event()
+        try:
+            async with asyncio.timeout(timeout_s):
+                await changed.wait()
+        except TimeoutError:
+            pass
+
+    async def _write_snapshots(self, _: Callable[[], Statistics]) -> None:
+        guard = SafeObserver("the list of nodes")
+        while True:
+            with guard:
+                await asyncio.to_thread(self._write)
+            await asyncio.sleep(_WATCH_INTERVAL_S)
+
+    def _write(self) -> None:
+        write_cluster(
+            self._begun.layout,
+            ClusterSnapshot(
+                self._token,
+                os.getpid(),
+                socket.gethostname(),
+                time.time(),
+                self._expected_images(),
+                tuple(one.snapshot() for one in list(self._members.values())),
+            ),
+        )

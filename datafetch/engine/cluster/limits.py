@@ -1,0 +1,34 @@
+"""How limits that hold for all nodes together are divided among them.
+
+Rules: the sum over all nodes is never above ``max(per_host, nodes)``, since a node without a single request at a time
+could fetch nothing. Limits of a machine, such as connections, memory and codec processes, are not divided.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from datafetch.fetch import FetchPolicy
+
+
+@dataclass(frozen=True, slots=True)
+class NodeLimits:
+    """The part of the limits that one node has.
+
+    Attributes:
+        per_host: Number of requests in flight at once to one host.
+        max_rate_bytes_per_s: The cap on what is received in a second; None if there is none.
+    """
+
+    per_host: int
+    max_rate_bytes_per_s: int | None
+
+
+def divide_limits(policy: FetchPolicy, nodes: int) -> tuple[NodeLimits, ...]:
+    """Divide the limits of a policy among a number of nodes, as evenly as whole requests allow."""
+    rate = policy.max_rate_bytes_per_s
+    share, larger_shares = divmod(policy.per_host, nodes)
+    return tuple(
+        NodeLimits(max(1, share + (node < larger_shares)), None if rate is None else max(1, rate // nodes))
+        for node in range(nodes)
+    )

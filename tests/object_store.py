@@ -24,7 +24,17 @@ BUCKET = "images"
 _PATIENCE_S = 60.0
 _SERVE = """
 import sys
+import threading
 from moto.moto_server.threaded_moto_server import ThreadedMotoServer
+from moto.s3.responses import S3Response
+
+one_at_a_time, put_object = threading.Lock(), S3Response.put_object
+
+def put_alone(self):
+    with one_at_a_time:  # between moto's look at the conditions and its put another one could come
+        return put_object(self)
+
+S3Response.put_object = put_alone
 server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
 server.start()
 print(server.get_host_and_port()[1], flush=True)

@@ -454,24 +454,24 @@ def test_a_node_without_a_driver_ends_itself(job: Job) -> None:
 
 @pytest.mark.rotating
 def test_a_node_that_joins_gets_its_part(job: Job, whole: Job) -> None:
-    """While it is looked at, nothing changes; it begins once the other one keeps within less."""
+    """It begins once the other one keeps within less, and then gets shards as that does."""
     cluster = ProcessCluster("a")
     slow = replace(job, fetch=replace(POLICY, max_rate_bytes_per_s=100_000))
-    exchange, find, has_joined = cluster.exchange, cluster.facts, asyncio.Event()
+    exchange, begin, has_begun = cluster.exchange, cluster.begin, asyncio.Event()
 
     async def exchange_and_join(server: ProcessNode, orders: Orders, wait_s: float) -> NodeReport:
         report = await exchange(server, orders, wait_s)
-        if report.wanted:
-            cluster.all.setdefault("b", ProcessNode("b"))
-            await has_joined.wait()
-        return report
+        if report.wanted and "b" not in cluster.all:
+            cluster.all["b"] = ProcessNode("b")
+            return replace(report, wanted=1)
+        return report if has_begun.is_set() else replace(report, wanted=0)
 
-    async def facts_of_joined(server: ProcessNode, out: str, token: str) -> NodeFacts:
+    async def begin_and_tell(server: ProcessNode, task: NodeTask) -> None:
+        await begin(server, task)
         if server.name == "b":
-            has_joined.set()
-        return await find(server, out, token)
+            has_begun.set()
 
-    cluster.exchange, cluster.facts = exchange_and_join, facts_of_joined  # type: ignore[method-assign]
+    cluster.exchange, cluster.begin = exchange_and_join, begin_and_tell  # type: ignore[method-assign]
     driven(slow, cluster)
     check_like(job, whole)
     lowered = [orders.limits for orders in cluster.all["a"].orders if orders.limits is not None]

@@ -31,6 +31,7 @@ from datafetch.demo.manifest import write_coyo_source
 from datafetch.demo.origin import Origin
 from datafetch.demo.pictures import paint, write_pictures
 from datafetch.fetch import FetchPolicy
+from datafetch.model.observers import Observer
 from datafetch.model.outcome import FailureKind
 from datafetch.model.statistics import Statistics
 from datafetch.store.layout import OutputLayout
@@ -116,6 +117,31 @@ def test_a_killed_worker_costs_only_what_is_in_flight(trial: Trial, folders: Run
         assert sum("was killed (SIGKILL" in line for line in run.messages()) == len(killed) > 0
     stored.check()
     check_like_one_run(trial, folders)
+
+
+@_kills
+def test_a_program_that_runs_workers_hears_of_one_that_was_killed(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Each image is counted once, what was in flight is requested again, and the output is complete."""
+    names = write_pictures(tmp_path / "pictures", 10)
+
+    def kill_one() -> None:
+        next(one for one in psutil.Process().children() if _WORKER in " ".join(one.cmdline())).kill()
+
+    async def kill_one_in_the_middle(take: Callable[[], Statistics]) -> None:
+        while take().ok < len(urls) / 4:  # noqa: ASYNC110 - the condition depends on another process
+            await asyncio.sleep(0.01)
+        await asyncio.to_thread(kill_one)
+
+    with Origin(tmp_path / "pictures") as origin:
+        urls = [origin.url("well", names[number % 10], number) for number in range(400)]
+        policy = FetchPolicy(allow_net=LOOPBACK, retries=0)
+        with caplog.at_level("WARNING", "datafetch"):
+            report = run_in_workers(tmp_path, urls, policy, observers=[kill_one_in_the_middle])
+    assert (report.totals.ok, report.totals.images) == (len(urls), len(urls))
+    assert sum("was killed (SIGKILL" in message for message in caplog.messages) == 1
+    assert read_status(tmp_path / "out").state is RunState.COMPLETE
 
 
 @_kills
@@ -235,11 +261,17 @@ def picture(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     return path.read_bytes()
 
 
-def run_in_workers(tmp_path: Path, urls: Sequence[str], policy: FetchPolicy, workers: int = 4) -> datafetch.Report:
+def run_in_workers(
+    tmp_path: Path,
+    urls: Sequence[str],
+    policy: FetchPolicy,
+    workers: int = 4,
+    observers: Sequence[Observer[Statistics]] = (),
+) -> datafetch.Report:
     """Fetch URLs with workers."""
     source = write_coyo_source(tmp_path / "source", urls, files=2)
     job = coyo_job(source, tmp_path / "out", fetch=policy, processes=workers)
-    return datafetch.run(replace(job, workers=workers))
+    return datafetch.run(replace(job, workers=workers), observers=observers)
 
 
 def test_the_limit_of_a_host_holds_for_all_workers_together(tmp_path: Path, picture: bytes) -> None:

@@ -16,7 +16,8 @@ from PIL import Image
 from datafetch.engine.workers import worker
 from datafetch.fetch import BodyBudget, FetchPolicy, FetchStatistics, Limiter, Reservation
 from datafetch.fetch.dns.resolver import ResolverStatistics
-from datafetch.fetch.hosts import Hosts, HostSlots
+from datafetch.fetch.host_slots import HostSlots
+from datafetch.fetch.hosts import Hosts
 from datafetch.fetch.requester import Sharing
 from datafetch.fetch.urls import parse_url
 from datafetch.model.outcome import Body, Encoded, Fetched, Outcome

@@ -70,9 +70,14 @@ async def pair() -> AsyncIterator[tuple[Worker, Worker]]:
         yield first, second
 
 
+def hosts_of(worker: int) -> list[str]:
+    """Return some hosts that a worker owns."""
+    return [host for number in range(99) if owner_of_host(host := f"h{number}.example:80", _WORKERS) == worker]
+
+
 def host_of(worker: int) -> str:
     """Return a host that a worker owns."""
-    return next(host for number in range(99) if owner_of_host(host := f"h{number}.example:80", _WORKERS) == worker)
+    return hosts_of(worker)[0]
 
 
 def url_of(worker: int) -> str:
@@ -202,6 +207,43 @@ async def test_what_was_granted_holds_at_the_owner_that_replaces_another() -> No
             await held.aclose()
             async with asyncio.timeout(10):
                 await asyncio.gather(waiting, own, other_lock)
+
+
+async def test_a_pause_and_an_outage_hold_at_the_owner_that_replaces_another() -> None:
+    """Whether they began before the others were connected to it, or after."""
+    early, late, down, back, probe = hosts_of(2)[:5]
+    async with open_worker(1) as one:
+        async with open_worker(2) as owner:
+            await throttle(owner, early)
+            await connect(one, owner)
+            await throttle(owner, late)
+            await fail(owner, down)
+            await fail(owner, back)
+            owner.own.slot(back, 0).answered()  # by a request that was in flight
+            async with one.hosts.slot(probe, 0):  # a round trip, so all of that has arrived
+                pass
+        async with open_worker(2) as other:
+            await connect(one, other)
+            assert {host for host, _ in other.own.suspensions()} == {early, late, down}
+            for host in (early, late):
+                reason, resume_at_s = other.own.why_waiting(host)
+                assert reason == "HTTP 429"
+                assert 20 < (resume_at_s or 0) - asyncio.get_running_loop().time() < 40
+            with pytest.raises(HostDownError, match="failed 5 times in a row \\(refused\\)"):
+                await one.hosts.slot(down, 9).__aenter__()
+
+
+async def throttle(worker: Worker, host: str) -> None:
+    """Let a host ask for a pause of half a minute."""
+    async with worker.own.slot(host, 0) as slot:
+        slot.throttled(30.0, "HTTP 429")
+
+
+async def fail(worker: Worker, host: str) -> None:
+    """Let a host fail until its circuit opens."""
+    for number in range(1, 6):
+        async with worker.own.slot(host, number) as slot:
+            slot.failed("refused")
 
 
 async def write_result(spool: Spool, url: str) -> tuple[ImageResult, int]:

@@ -36,10 +36,10 @@ import heapq
 import math
 import random
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import count, islice
 from types import TracebackType
-from typing import NamedTuple, Protocol, Self
+from typing import NamedTuple, Self
 
 from datafetch.model.wording import counted
 
@@ -88,6 +88,34 @@ class HostStatistics:
     waiting: int
     paused: int
     down: int
+
+
+@dataclass(frozen=True, slots=True)
+class Suspension:
+    """Why nothing is sent to a host for a while; another process that counts its requests from now on has to know it.
+
+    Attributes:
+        pause_s: How long it is paused from now on; 0 if it is not.
+        refusal: How it asked for the pause, in words.
+        refusals: How many pauses it has asked for since its last answer.
+        delay_s: How much of the time for which it may be paused has been used up.
+        down_s: How long it is down from now on, until a probe is sent; 0 if it is not.
+        outages: How often it was found to be down since its last answer.
+        reason: Why it is down, in words.
+    """
+
+    pause_s: float = 0.0
+    refusal: str = ""
+    refusals: int = 0
+    delay_s: float = 0.0
+    down_s: float = 0.0
+    outages: int = 0
+    reason: str = ""
+
+    def after(self, passed_s: float) -> Suspension | None:
+        """What is left of it after a time, in seconds; None if it has ended."""
+        pause_s, down_s = max(0.0, self.pause_s - passed_s), max(0.0, self.down_s - passed_s)
+        return replace(self, pause_s=pause_s, down_s=down_s) if pause_s or down_s else None
 
 
 class _Waiter(NamedTuple):
@@ -165,6 +193,7 @@ class Hosts:
         self._backoff_s = backoff_s
         self._on_wait = on_wait
         self.waiting = 0
+        self._on_suspend: Callable[[str], None] = lambda _: None
         self._hosts: dict[str, _Host] = {}  # in order of use, the most recently used one last
         self._waited_for: dict[str, _Host] = {}  # those with requests that wait for a slot
         self._serials = count()
@@ -189,6 +218,47 @@ class Hosts:
     def are_within_limit(self) -> bool:
         """Whether no host has more requests in flight than may be, as after the number was lowered."""
         return all(host.open <= self._per_host for host in self._hosts.values())
+
+    def watch_suspensions(self, on_suspend: Callable[[str], None]) -> None:
+        """Let a function be called with the host whenever a host is suspended, or for longer, or answers again."""
+        self._on_suspend = on_suspend
+
+    def suspension(self, name: str) -> Suspension | None:
+        """Why nothing is sent to a host now; None if it is not suspended."""
+        host = self._hosts.get(name)
+        if host is None:
+            return None
+        now_s = self._loop.time()
+        return Suspension(
+            pause_s=host.resume_at_s - now_s,
+            refusal=host.refusal,
+            refusals=host.consecutive_refusals,
+            delay_s=host.delay_s,
+            down_s=host.retry_at_s - now_s if host.consecutive_outages else 0.0,
+            outages=host.consecutive_outages,
+            reason=host.reason,
+        ).after(0.0)
+
+    def suspensions(self) -> Iterator[tuple[str, Suspension]]:
+        """All hosts that are suspended now."""
+        for name in tuple(self._hosts):
+            if (suspension := self.suspension(name)) is not None:
+                yield name, suspension
+
+    def suspend(self, name: str, suspension: Suspension) -> None:
+        """Suspend a host as another process had, which counted its requests before."""
+        host, now_s = self._get_or_create(name), self._loop.time()
+        if suspension.pause_s:
+            host.resume_at_s = max(host.resume_at_s, now_s + min(suspension.pause_s, _MAX_PAUSE_S))
+            host.refusal = suspension.refusal
+            host.consecutive_refusals = max(host.consecutive_refusals, suspension.refusals)
+            host.delay_s = max(host.delay_s, min(suspension.delay_s, _MAX_DELAY_S))
+            host.paused_at_serial = next(self._serials)
+        if suspension.down_s:
+            host.retry_at_s = max(host.retry_at_s, now_s + min(suspension.down_s, _MAX_DOWN_S))
+            host.consecutive_outages = max(host.consecutive_outages, suspension.outages)
+            host.reason = suspension.reason
+            host.down_at_serial = next(self._serials)
 
     def slot(self, host: str, number: int) -> OwnSlot:
         """Make a slot at a host: ``async with hosts.slot(host, number) as slot: …`` waits until it is granted.
@@ -266,7 +336,10 @@ class Hosts:
     def answered(self, slot: OwnSlot) -> None:
         """Record that the host answered, whatever it said, and did not ask for a pause."""
         host = slot.host
+        was_down = host.consecutive_outages > 0
         host.consecutive_failures = host.consecutive_refusals = host.consecutive_outages = 0
+        if was_down:
+            self._on_suspend(host.name)
         host.answered_at_s = self._loop.time()
         host.refused.pop(slot.number, None)
         host.limit = min(host.limit + _RECOVERY_PER_ANSWER, self._per_host)
@@ -328,6 +401,7 @@ class Hosts:
         host.resume_at_s = max(paused_until_s, now_s + min(pause_s, _MAX_PAUSE_S))
         host.refusal = refusal
         host.delay_s += host.resume_at_s - paused_until_s
+        self._on_suspend(host.name)
 
     def is_healthy(self, host: str) -> bool:
         """Whether a host has not failed since its last answer."""
@@ -410,77 +484,7 @@ class Hosts:
             if not waiter.granted.done():
                 waiter.granted.set_exception(HostDownError(reason))
         host.waiting.clear()
-
-
-class HostSlot(Protocol):
-    """One request's slot at its host, through which its outcome is reported."""
-
-    async def __aenter__(self) -> Self:
-        """Wait until the slot is granted.
-
-        Raises:
-            HostDownError: The host is down, or goes down while the slot is waited for.
-        """
-        ...
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None: ...
-
-    @property
-    def host_was_healthy(self) -> bool:
-        """Whether the host has not failed since its last answer."""
-        ...
-
-    @property
-    def host_answered_recently(self) -> bool:
-        """Whether the host has answered within the last minute."""
-        ...
-
-    def answered(self) -> None:
-        """Report an answer that is no refusal."""
-        ...
-
-    def failed(self, reason: str) -> None:
-        """Report that there was no connection, or that what answered is no web server."""
-        ...
-
-    def timed_out(self, reason: str) -> None:
-        """Report that no answer came in time."""
-        ...
-
-    def throttled(self, pause_s: float | None, refusal: str = "") -> None:
-        """Report that the host asked for a pause, for how long if it said, and how it asked, in words."""
-        ...
-
-
-class HostSlots(Protocol):
-    """The slots of all hosts."""
-
-    @property
-    def waiting(self) -> int:
-        """Number of requests that wait for a slot at their host."""
-        ...
-
-    def slot(self, host: str, number: int) -> HostSlot:
-        """Make a slot at a host, by host and port, for an image, by its number."""
-        ...
-
-    def may_wait_for(self, host: str) -> bool:
-        """Whether a request that a host refuses may be repeated after a pause: it has not caused too much delay yet."""
-        ...
-
-    def statistics(self) -> HostStatistics:
-        """Take a snapshot."""
-        ...
-
-    def waiting_by_host(self) -> Iterator[tuple[str, int]]:
-        """Each host with requests that wait for a slot, and how many."""
-        ...
-
-    def why_waiting(self, name: str) -> tuple[str, float | None]:
-        """Why requests wait for a host, and when its pause ends by the loop's clock; None if it is not paused."""
-        ...
+        self._on_suspend(host.name)
 
 
 class OwnSlot:

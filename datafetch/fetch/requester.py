@@ -39,7 +39,8 @@ from datafetch.fetch.dns.address_guard import AddressGuard, is_address
 from datafetch.fetch.dns.resolver import Resolver, host_name
 from datafetch.fetch.headers import first_value, retry_after_s
 from datafetch.fetch.hop import Hop
-from datafetch.fetch.hosts import Hosts, HostSlot, HostSlots
+from datafetch.fetch.host_slots import HostSlot, HostSlots
+from datafetch.fetch.hosts import Hosts
 from datafetch.fetch.limiter import Limiter
 from datafetch.fetch.means import Means
 from datafetch.fetch.policy import FetchPolicy

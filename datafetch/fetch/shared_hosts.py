@@ -19,7 +19,8 @@ from enum import StrEnum
 from types import TracebackType
 from typing import Protocol, Self
 
-from datafetch.fetch.hosts import RECENT_ANSWER_S, Hosts, HostSlot, HostStatistics, OwnSlot
+from datafetch.fetch.host_slots import HostSlot
+from datafetch.fetch.hosts import RECENT_ANSWER_S, Hosts, HostStatistics, OwnSlot
 
 _MAX_EXHAUSTED_HOSTS = 20_000  # that are not waited for; remembered
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 
-from datafetch.fetch.hosts import HostSlots
+from datafetch.fetch.host_slots import HostSlots
 from datafetch.fetch.pauses import Pauses
 from datafetch.model.statistics import Waiting
 

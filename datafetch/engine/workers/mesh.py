@@ -65,6 +65,7 @@ class Mesh:
         self._all_have_greeted = asyncio.Event()
         self._is_connected = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
+        self._services: set[PeerService] = set()
         self._server: asyncio.Server | None = None
 
     async def __aenter__(self) -> Self:
@@ -87,6 +88,7 @@ class Mesh:
     def share_hosts(self, own: Hosts, on_wait: Callable[[], None]) -> SharedHosts:
         """Make the slots of hosts shared with all other workers."""
         shared = SharedHosts(own, self._owner_of, on_wait)
+        own.watch_suspensions(self._tell_suspension)
         self._owned.set_result(Owned(shared, self._urls, self._spools))
         return shared
 
@@ -127,7 +129,15 @@ class Mesh:
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         owned = await self._owned
         service = PeerService(owned, Channel(reader, writer, ToOwner), self._all_have_greeted, self._group)
-        await service.run(self._greet)
+        self._services.add(service)
+        try:
+            await service.run(self._greet)
+        finally:
+            self._services.remove(service)
+
+    def _tell_suspension(self, host: str) -> None:
+        for service in self._services:
+            service.tell_suspension(host)
 
     def _greet(self, worker: int) -> None:
         self._greeted.add(worker)

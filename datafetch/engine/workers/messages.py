@@ -11,6 +11,7 @@ from typing import TypeAlias
 import msgspec
 
 from datafetch.engine.first_outcomes import OutcomeComparison
+from datafetch.fetch.hosts import Suspension
 from datafetch.fetch.shared_hosts import SlotReport
 from datafetch.model.statistics import Waiting
 
@@ -214,6 +215,18 @@ class Hello(_Message):
     worker: int
 
 
+class WasSuspended(_Message):
+    """A host was suspended by the owner that this one has replaced; comes before ``Hello``.
+
+    Attributes:
+        host: Host and port.
+        suspension: What is left of it.
+    """
+
+    host: str
+    suspension: Suspension
+
+
 class AcquireSlot(_Message):
     """Ask for a slot at a host.
 
@@ -283,7 +296,7 @@ class ReadSpool(_Message):
     location: int
 
 
-ToOwner: TypeAlias = Hello | AcquireSlot | ReportSlot | ReleaseSlot | LockUrl | UnlockUrl | ReadSpool
+ToOwner: TypeAlias = Hello | WasSuspended | AcquireSlot | ReportSlot | ReleaseSlot | LockUrl | UnlockUrl | ReadSpool
 
 
 # From the owner to its client.
@@ -329,4 +342,17 @@ class ResultRead(_Message):
     payload: bytes | None
 
 
-FromOwner: TypeAlias = SlotGranted | HostIsDown | UrlLocked | ResultRead
+class IsSuspended(_Message):
+    """Nothing is sent to a host for a while, which the client is to remember for whoever replaces the owner.
+
+    Attributes:
+        host: Host and port.
+        suspension: Why; None if it is over before its time.
+    """
+
+    host: str
+    suspension: Suspension | None
+
+
+Answer: TypeAlias = SlotGranted | HostIsDown | UrlLocked | ResultRead
+FromOwner: TypeAlias = Answer | IsSuspended

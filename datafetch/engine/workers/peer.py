@@ -4,15 +4,18 @@ Theory of operation. What is asked for, and what has been granted, is kept until
 dies, another process takes its number, and is told all of that again: what was granted counts as granted, and what was
 asked for is asked for again. So a task notices nothing of it but a wait.
 
-Everything else that the dead worker knew is lost: the pauses, circuits and limits of its hosts start from scratch, and
-URLs whose results it knew are requested once more. A location in one of its spools may be asked for at its replacement,
-whose spools have other numbers. There the entry's marker and checksum or the URL does not match, which is as if it were
-no longer kept.
+Which of its hosts are paused or down, a worker tells the others as it happens (``Suspension``), and they tell it to the
+process that replaces it. Everything else that the dead worker knew is lost: the limits of its hosts start from scratch,
+and URLs whose results it knew are requested once more. A location in one of its spools may be asked for at its
+replacement, whose spools have other numbers. There the entry's marker and checksum or the URL does not match, which is
+as if it were no longer kept.
 """
 
 from __future__ import annotations
 
 import asyncio
+import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import count
 from types import TracebackType
@@ -24,9 +27,11 @@ from datafetch.engine.dedup import ReadableSpools, ReadResult, ResultLocation, i
 from datafetch.engine.workers.channel import Channel
 from datafetch.engine.workers.messages import (
     AcquireSlot,
+    Answer,
     FromOwner,
     Hello,
     HostIsDown,
+    IsSuspended,
     LockUrl,
     ReadSpool,
     ReleaseSlot,
@@ -36,11 +41,14 @@ from datafetch.engine.workers.messages import (
     ToOwner,
     UnlockUrl,
     UrlLocked,
+    WasSuspended,
 )
-from datafetch.fetch.hosts import HostDownError
+from datafetch.fetch.hosts import HostDownError, Suspension
 from datafetch.fetch.shared_hosts import HostState, SlotReport
 from datafetch.store.spool import Spool
 from datafetch.store.spool_format import ImageResult, from_payload
+
+_MAX_SUSPENDED_HOSTS = 20_000  # that are remembered
 
 _Asked: TypeAlias = AcquireSlot | LockUrl | ReadSpool
 
@@ -55,7 +63,7 @@ class _Question:
     """
 
     asked: _Asked
-    answer: asyncio.Future[FromOwner]
+    answer: asyncio.Future[Answer]
 
     @property
     def is_held(self) -> bool:
@@ -77,6 +85,7 @@ class Peer:
         self._channel: Channel[ToOwner, FromOwner] | None = None
         self._ids = count()
         self._questions: dict[int, _Question] = {}
+        self._suspended: dict[str, tuple[float, Suspension]] = {}  # with the time when it was heard of
 
     async def serve(self, channel: Channel[ToOwner, FromOwner]) -> None:
         """Talk to the worker until it is gone."""
@@ -86,6 +95,8 @@ class Peer:
                 channel.send(question.asked)
             elif question.is_held:
                 channel.send(msgspec.structs.replace(question.asked, is_held=True))
+        for host, left in self._left_suspensions():
+            channel.send(WasSuspended(host, left))
         channel.send(Hello(self._own_worker))  # behind what is held, which the other then knows
         try:
             while messages := await channel.receive():
@@ -146,7 +157,7 @@ class Peer:
         record = None if answer.payload is None else from_payload(answer.payload)
         return record if isinstance(record, ImageResult) else None
 
-    async def _ask(self, asked: _Asked) -> FromOwner:
+    async def _ask(self, asked: _Asked) -> Answer:
         question = _Question(asked, asyncio.get_running_loop().create_future())
         self._questions[asked.id] = question
         self._send(asked)
@@ -164,10 +175,27 @@ class Peer:
         if self._channel is not None:  # otherwise what is held and asked for is sent when there is one again
             self._channel.send(message)
 
-    def _take(self, answer: FromOwner) -> None:
-        question = self._questions.get(answer.id)
+    def _take(self, message: FromOwner) -> None:
+        if isinstance(message, IsSuspended):
+            self._remember(message)
+            return
+        question = self._questions.get(message.id)
         if question is not None and not question.answer.done():  # otherwise it is no longer wanted
-            question.answer.set_result(answer)
+            question.answer.set_result(message)
+
+    def _remember(self, message: IsSuspended) -> None:
+        self._suspended.pop(message.host, None)
+        if message.suspension is not None:
+            self._suspended[message.host] = (time.monotonic(), message.suspension)
+            if len(self._suspended) > _MAX_SUSPENDED_HOSTS:
+                del self._suspended[next(iter(self._suspended))]
+
+    def _left_suspensions(self) -> Iterator[tuple[str, Suspension]]:
+        """What is left now of the suspensions that were heard of."""
+        now_s = time.monotonic()
+        for host, (heard_s, suspension) in self._suspended.items():
+            if (left := suspension.after(now_s - heard_s)) is not None:
+                yield host, left
 
 
 class SlotOfPeer:

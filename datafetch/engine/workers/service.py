@@ -18,6 +18,7 @@ from datafetch.engine.workers.messages import (
     FromOwner,
     Hello,
     HostIsDown,
+    IsSuspended,
     LockUrl,
     ReadSpool,
     ReleaseSlot,
@@ -27,6 +28,7 @@ from datafetch.engine.workers.messages import (
     ToOwner,
     UnlockUrl,
     UrlLocked,
+    WasSuspended,
 )
 from datafetch.fetch.hosts import HostDownError, OwnSlot
 from datafetch.fetch.shared_hosts import SharedHosts, SlotReport, state_of
@@ -87,6 +89,8 @@ class PeerService:
             while messages := await self._channel.receive():
                 for message in messages:
                     if isinstance(message, Hello):
+                        for host, suspension in self._hosts.suspensions():
+                            self._channel.send(IsSuspended(host, suspension))
                         on_greeted(message.worker)
                     else:
                         self._take(message)
@@ -94,8 +98,14 @@ class PeerService:
             self._release_all()
             self._channel.close()
 
+    def tell_suspension(self, host: str) -> None:
+        """Tell the client that a host is suspended, or no longer is."""
+        self._channel.send(IsSuspended(host, self._hosts.suspension(host)))
+
     def _take(self, message: ToOwner) -> None:
         match message:
+            case WasSuspended():
+                self._hosts.suspend(message.host, message.suspension)
             case AcquireSlot():
                 self._acquire_slot(message)
             case ReportSlot():

@@ -27,7 +27,7 @@ from datafetch.cli.app import main
 from datafetch.demo.manifest import CoyoSource, write_coyo_source
 from datafetch.demo.origin import Origin
 from datafetch.errors import ConfigurationError, ResourceError
-from datafetch.model.statistics import Waiting
+from datafetch.model.statistics import Waiting, WorkerState
 from datafetch.monitor import host_failures
 from datafetch.monitor.status import RunState, Status, read_status
 from datafetch.store.last_stop import record_stop
@@ -391,6 +391,28 @@ def test_the_table_fits_the_terminal(
     assert "timeout 32 20.6%" in words
     assert printed.count("\nvery-very") == hosts_shown
     assert ("the next 15 of them: --hosts" in printed) is (hosts_shown == 5)
+
+
+def test_workers_are_shown(layout: OutputLayout, capfd: pytest.CaptureFixture[str]) -> None:
+    """How evenly they work, which were killed, and that the codec is what the network waits for."""
+    workers = tuple(WorkerState(number, 100 + number, 50 * number, 1, 0, number - 1) for number in (1, 2))
+    write_heartbeat(layout, workers=workers, open_requests=0, transcoding=12, expected_images=1000)
+    assert main(["status", str(layout.out)]) == 0
+    words = " ".join(capfd.readouterr().out.split())
+    assert "workers 2, with 50 to 100 images each; 1 was killed and replaced" in words
+    assert "no request open, 12 images being transcoded" in words
+    assert main(["status", str(layout.out), "--json"]) == 0
+    assert json.loads(capfd.readouterr().out)["workers"] == [
+        {
+            "number": one.number,
+            "pid": one.pid,
+            "images": one.images,
+            "failed": 1,
+            "open_requests": 0,
+            "kills": one.kills,
+        }
+        for one in workers
+    ]
 
 
 def test_what_several_processes_wait_for_is_put_together(

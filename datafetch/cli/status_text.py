@@ -82,9 +82,8 @@ def _facts(status: Status) -> Table:
     )
     if status.images_per_s is not None and status.elapsed_s is not None:
         table.add_row("pace", _pace(status, status.images_per_s, status.elapsed_s))
-    workers = [worker for one in status.at_work for worker in one.statistics.workers]
-    if workers:
-        table.add_row("workers", _workers(workers))
+    if status.workers:
+        table.add_row("workers", _workers(status.workers))
     if status.waiting is not None:
         table.add_row("waiting", _plain(waiting_text(status.waiting)))
     return table
@@ -154,6 +153,9 @@ def _pace(status: Status, images_per_s: float, elapsed_s: float) -> str:
             parts.append(f"ETA {clock(status.left_s)}")
         open_requests = sum(one.statistics.open_requests for one in status.at_work)
         parts.append(f"{counted(open_requests, 'request')} open" if open_requests else "no request open")
+        transcoding = sum(one.statistics.transcoding for one in status.at_work)
+        if transcoding and not open_requests:  # the network waits for it
+            parts.append(f"{counted(transcoding, 'image')} being transcoded")
     return ", ".join(parts)
 
 
@@ -162,7 +164,7 @@ def _workers(workers: Sequence[WorkerState]) -> str:
     images = [worker.images for worker in workers]
     text = f"{len(workers):,}, with {min(images):,} to {max(images):,} images each"
     kills = sum(worker.kills for worker in workers)
-    return f"{text}; {counted(kills, 'time')} one was killed and replaced" if kills else text
+    return f"{text}; {kills:,} {'was' if kills == 1 else 'were'} killed and replaced" if kills else text
 
 
 def _nodes(status: Status) -> Table:

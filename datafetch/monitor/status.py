@@ -18,7 +18,7 @@ from datafetch.model.bounds import Amount
 from datafetch.model.outcome import OK
 from datafetch.model.remaining import remaining_s
 from datafetch.model.report import ReshardedEpoch
-from datafetch.model.statistics import Waiting
+from datafetch.model.statistics import Waiting, WorkerState
 from datafetch.monitor.at_work import find_holder, is_held
 from datafetch.monitor.cluster_snapshot import ClusterSnapshot, NodeSnapshot, read_cluster
 from datafetch.monitor.heartbeat import ProgressSnapshot
@@ -152,6 +152,11 @@ class Status:
         failures = ((kind, count) for kind, count in self.outcomes.items() if kind != OK)
         return dict(sorted(failures, key=lambda pair: (-pair[1], pair[0])))
 
+    @property
+    def workers(self) -> list[WorkerState]:
+        """The worker processes of all processes at work."""
+        return [worker for one in self.at_work for worker in one.statistics.workers]
+
     def summary(self) -> dict[str, object]:
         """Return the status as the JSON object that ``--json`` prints."""
         return {
@@ -180,6 +185,7 @@ class Status:
             **({"problem": self.problem} if self.problem else {}),
             **({} if self.holder is None else {"lock": self._lock_fields(self.holder)}),
             **({} if self.last_stop is None else {"stopped": asdict(self.last_stop)}),
+            **({"workers": [asdict(worker) for worker in self.workers]} if self.workers else {}),
             **({"nodes": [asdict(node) for node in self.nodes]} if self.nodes else {}),
             "hosts": [{"host": host.host, "failed": host.failed, "by_kind": host.by_kind} for host in self.hosts],
             **({"hosts_are_lower_bounds": True} if self.is_pruned else {}),

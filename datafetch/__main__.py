@@ -46,6 +46,7 @@ def main() -> int:
         if not any(text in str(error) for text in _LOST_ERRORS):
             raise
         code = _complain_of_memory(MemoryError())
+    _discard_unwritten()
     return interrupts.end(code)
 
 
@@ -67,6 +68,15 @@ def _complain_of_memory(error: MemoryError | ImportError | OSError) -> ExitCode:
     except MemoryError:  # not even enough for that line
         os.write(_STANDARD_DESCRIPTORS[-1], _NO_MEMORY)
         return ExitCode.OUT_OF_RESOURCES
+
+
+def _discard_unwritten() -> None:
+    """Discard what can't be written to a standard stream: Python would try again as it exits, and exit with 120."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _open_standard_streams() -> None:

@@ -234,6 +234,7 @@ def test_a_closed_pipe_does_not_end_a_run(tmp_path: Path, origin: Origin, pictur
         [*command, "--ids", str(source.ids), "--root", str(tmp_path / "root"), "--allow-net", "127.0.0.0/8"],
         stdout=writing,
         stderr=writing,
+        env=_buffered(),
         check=False,
         timeout=PATIENCE_S,
     )
@@ -368,7 +369,13 @@ def test_an_error_that_cannot_be_printed_does_not_change_the_exit_code() -> None
     """Standard error may be a file on the very disk that is full."""
     with Path("/dev/full").open("w") as full:
         command = [sys.executable, "-m", "datafetch", "prepare", "coyo", "--source", "nowhere"]
-        assert subprocess.run(command, stderr=full, check=False, timeout=PATIENCE_S).returncode == 2
+        finished = subprocess.run(command, stderr=full, env=_buffered(), check=False, timeout=PATIENCE_S)
+    assert finished.returncode == 2
+
+
+def _buffered() -> dict[str, str]:
+    """Return the environment of a process whose standard streams are buffered, as they are unless this one's aren't."""
+    return {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
 
 
 @pytest.mark.parametrize("arguments", [[], ["--help"], ["prepare", "--help"], ["demo", "--help"], ["--version"]])

@@ -127,6 +127,10 @@ def _connections(tools: Tools) -> list[Contestant]:
     return [Datafetch(), *fixed, _patient(tools.img2dataset)]
 
 
+def _workers(_: Tools) -> list[Contestant]:
+    return [Datafetch(f"datafetch, --workers {number}", ("--workers", str(number))) for number in (1, 2)]
+
+
 MATCHES = (
     Match("recipe-https", "encode again, HTTPS", Way.RECIPE, _HTTPS, _pair, is_quick=True),
     Match("recipe", "encode again, HTTP", Way.RECIPE, _HTTP, _encoding, is_quick=True),
@@ -151,5 +155,7 @@ MATCHES = (
         _patient_pair,
         timeout_s=_SHORT_TIMEOUT_S,
     ),
+    Match("workers", "encode again, HTTP, by one process and by two workers", Way.RECIPE, _HTTP, _workers),
+    Match("workers-https", "encode again, HTTPS, by one process and by two workers", Way.RECIPE, _HTTPS, _workers),
 )
 """In the order in which they are run."""

@@ -278,7 +278,7 @@ class Coordinator:
         """Listen to a worker until it has finished, and replace it when it is killed."""
         fruitless = 0
         while not await self._listen(worker, group) and not self._stopping.is_set():
-            fruitless = 0 if worker.has_ended_any else fruitless + 1
+            fruitless = fruitless + 1 if worker.got_nowhere else 0
             if fruitless == _MAX_FRUITLESS_STARTS:
                 raise ResourceError(
                     f"a worker process was killed ({signal_name(-(worker.returncode or 0))}) {fruitless} times before "
@@ -341,6 +341,7 @@ class Coordinator:
                 worker.address = message.address
                 self._introduce(worker)
             case Ready():
+                worker.is_ready = True
                 self._begin_to_watch(message)
             case Failed():
                 raise _ERRORS.get(message.kind, ResourceError)(message.text)

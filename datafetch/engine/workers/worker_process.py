@@ -69,6 +69,7 @@ class WorkerProcess:
         address: Where it listens for other workers; empty until it has said so.
         room: How many more samples it wants.
         in_hand: What was handed to it and has not ended, by the number of its shard and its position.
+        is_ready: Whether it has said that it can process samples.
         has_ended_any: Whether a sample has ended in it.
         has_finished: Whether it has said that it has ended all samples.
         statistics: The last statistics that it has sent; None before the first.
@@ -82,7 +83,7 @@ class WorkerProcess:
         self.address = b""
         self.room = 0
         self.in_hand: dict[tuple[int, int], InHand] = {}
-        self.has_ended_any = self.has_finished = False
+        self.is_ready = self.has_ended_any = self.has_finished = False
         self.statistics: WorkerStatistics | None = None
         self._process = process
         self._channel = channel
@@ -122,6 +123,11 @@ class WorkerProcess:
     def returncode(self) -> int | None:
         """How it ended: a status, or a negative signal; None while it runs."""
         return self._process.returncode
+
+    @property
+    def got_nowhere(self) -> bool:
+        """Whether no sample has ended in it although it had some, or it was not even ready for them."""
+        return not self.has_ended_any and (bool(self.in_hand) or not self.is_ready)
 
     def send(self, message: ToWorker) -> None:
         """Send a message. Does nothing once the worker has ended."""

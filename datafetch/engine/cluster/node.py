@@ -302,8 +302,13 @@ class _Work:
             self._tell()
 
     def _end_when_abandoned(self) -> None:
-        """End this process once the driver has not called for too long; what was fetched is in the spools."""
+        """End this process once the driver has not called for too long; what was fetched is in the spools.
+
+        Once the work has ended, there is nothing to end it for.
+        """
         while time.monotonic() - self._heard_s < self._task.abandoned_after_s:
+            if self._end is not None:
+                return
             time.sleep(_WATCH_INTERVAL_S)
         os._exit(_ABANDONED_EXIT)
 

@@ -103,9 +103,10 @@ class ProcessCluster:
         return server.reports[-1]
 
     def kill(self, server: ProcessNode) -> None:
-        """Kill the process of a server."""
+        """Kill the process of a server; one that has ended its work ends by itself, so that coverage is measured."""
         if server.process is not None:
-            server.process.kill()
+            if not (server.reports and server.reports[-1].end):
+                server.process.kill()
             server.process.communicate()
             server.process = None
 

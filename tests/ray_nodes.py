@@ -19,6 +19,7 @@ from contextlib import suppress
 from typing import Any, Self
 
 import psutil
+from preloaded import COVERAGE_VARIABLES
 
 _OBJECT_STORE_BYTES = 80 * 1024 * 1024  # the least that Ray takes
 _LOOPBACK = "127.0.0.1"
@@ -55,7 +56,7 @@ class RayNodes:
             stdout=subprocess.PIPE,
             stderr=self._log,
             text=True,
-            env={**os.environ, **self.environment, "RAY_TMPDIR": self._folder.name},
+            env={**_without_coverage(), **self.environment, "RAY_TMPDIR": self._folder.name},
             start_new_session=True,
         )
         self.address = self._answer()
@@ -101,6 +102,11 @@ class RayNodes:
             self._log.seek(0)
             raise AssertionError(f"the cluster has ended: {self._log.read()[-2000:]}")
         return str(json.loads(line))
+
+
+def _without_coverage() -> dict[str, str]:
+    """Return this environment as processes have it that are killed, or run another package."""
+    return {name: value for name, value in os.environ.items() if name not in COVERAGE_VARIABLES}
 
 
 def _kill(node: Any) -> None:

@@ -84,13 +84,14 @@ class RunFolders:
         return total
 
     def stored_urls(self) -> set[str]:
-        """Return the URLs of all images in ledgers and spools."""
+        """Return the URLs of all images in spools and ledgers, also while shards are published."""
         urls: set[str] = set()
-        for path in self.layout.ledgers.glob("*.parquet"):
-            urls.update(pq.read_table(path, columns=["url"])["url"].to_pylist())
         for path in self.spools():
-            if path.stat().st_size >= FILE_HEADER_BYTES:  # otherwise it has only just been created
-                urls.update(line.url for line in read_lines(path))
+            with suppress(FileNotFoundError):  # the shard has been published since
+                if path.stat().st_size >= FILE_HEADER_BYTES:  # otherwise it has only just been created
+                    urls.update(line.url for line in read_lines(path))
+        for path in self.layout.ledgers.glob("*.parquet"):  # behind the spools, which are deleted when there is one
+            urls.update(pq.read_table(path, columns=["url"])["url"].to_pylist())
         return urls
 
 

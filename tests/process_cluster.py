@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import cast
 
-from datafetch.engine.cluster.messages import NodeReport, NodeTask, Orders
+from datafetch.engine.cluster.messages import NodeOutput, NodeReport, NodeTask, Orders
 from datafetch.engine.cluster.node import NodeServer
 from datafetch.engine.cluster.node_facts import NodeFacts
 from datafetch.engine.cluster.ray_cluster import ClusterNode, NodeLostError
@@ -84,10 +84,10 @@ class ProcessCluster:
         found.process = found.start()
         return found
 
-    async def facts(self, server: ProcessNode, out: str, token: str) -> NodeFacts:
+    async def facts(self, server: ProcessNode, output: NodeOutput) -> NodeFacts:
         """Call a server's ``facts``."""
         assert server.process is not None, "it was started"
-        return cast("NodeFacts", await asyncio.to_thread(_call, server.process, "facts", out, token))
+        return cast("NodeFacts", await asyncio.to_thread(_call, server.process, "facts", output))
 
     async def begin(self, server: ProcessNode, task: NodeTask) -> None:
         """Call a server's ``begin``."""

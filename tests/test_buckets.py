@@ -402,7 +402,7 @@ def test_spools_are_put_together_elsewhere(bucket: Bucket, prefix: str, tmp_path
     first = SpoolSegments(bucket, prefix, here)
     first.restore()
     first.begin(1)
-    first._upload_all()
+    first.upload()
     with spool.open("ab") as file:
         file.write(b"thr")
     first.end()
@@ -430,7 +430,7 @@ def test_spools_are_put_together_elsewhere(bucket: Bucket, prefix: str, tmp_path
 def test_a_segment_behind_a_gap_is_left_out(bucket: Bucket, prefix: str, tmp_path: Path) -> None:
     """As one that arrived before another one that never did."""
     for token, start, content in ((1, 0, b"ab"), (1, 4, b"ef"), (2, 1, b"BC")):
-        bucket.put(f"{prefix}job/a.spool/{token:010}-{start:015}-{start + 2:015}", content)
+        bucket.put(f"{prefix}job/a.spool/main/{token:010}-{start:015}-{start + 2:015}", content)
     SpoolSegments(bucket, prefix, tmp_path).restore()
     assert (tmp_path / "job" / "a.spool").read_bytes() == b"aBC"
 

@@ -30,7 +30,7 @@ from datafetch.engine.cluster.choice import Engine, WhereToRun
 from datafetch.engine.cluster.driver import Patience, run_on_cluster
 from datafetch.engine.cluster.handout import IN_USE_S, Handout
 from datafetch.engine.cluster.limits import NodeLimits, divide_limits
-from datafetch.engine.cluster.messages import EndKind, NodeReport, NodeTask, Orders
+from datafetch.engine.cluster.messages import EndKind, NodeReport, NodeTask, Orders, OutputInFolder
 from datafetch.engine.cluster.node import NodeServer
 from datafetch.engine.cluster.node_facts import NodeFacts, find_facts
 from datafetch.engine.cluster.suspicion import Suspicion, is_sick
@@ -163,7 +163,7 @@ def test_limits_add_up(per_host: int, nodes: int, rate: int | None) -> None:
 
 def facts(**versions: str) -> NodeFacts:
     """Return the facts of a node with these versions."""
-    return NodeFacts(versions, "host", sees_output=True, is_authenticated=True)
+    return NodeFacts(versions, "host", unseen="", is_authenticated=True)
 
 
 def test_differences_are_named() -> None:
@@ -178,16 +178,17 @@ def test_differences_are_named() -> None:
 def test_facts_name_what_decides_bytes(tmp_path: Path) -> None:
     """This package, Python, Pillow and its libraries are among them; an output is seen by its token alone."""
     layout = OutputLayout(tmp_path / "out")
-    found = find_facts(str(layout.out), "token")
+    output = OutputInFolder(str(layout.out), "token")
+    found = find_facts(output)
     assert {"datafetch", "code of datafetch", "Python", "Pillow", "libjpeg-turbo", "cykooz-resizer"} <= set(
         found.versions
     )
     assert found.versions["datafetch"] == datafetch.__version__
-    assert not found.sees_output
+    assert "the output has to lie on a filesystem that all nodes share" in found.unseen
     layout.state_folder.mkdir()
     write_cluster(layout, ClusterSnapshot("token", 1, "host", time.time()))
-    assert find_facts(str(layout.out), "token").sees_output
-    assert not find_facts(str(layout.out), "another").sees_output
+    assert not find_facts(output).unseen
+    assert find_facts(OutputInFolder(output.out, "another")).unseen
 
 
 # --- sick nodes
@@ -322,7 +323,7 @@ def test_a_node_fetches_what_it_is_handed(job: Job) -> None:
     """It reads the job from the state folder, asks for shards one at a time, and says when all are published."""
     begun = asyncio.run(begin_dataset(job))
     node = NodeServer()
-    node.begin(NodeTask(job.out, "node-a", NodeLimits(4, None), None, 600.0))
+    node.begin(NodeTask(OutputInFolder(job.out, ""), 1, "node-a", NodeLimits(4, None), None, 600.0))
     left = list(begun.open_shards)
     published: list[str] = []
     orders = Orders()
@@ -347,7 +348,9 @@ def test_a_node_fetches_what_it_is_handed(job: Job) -> None:
 def test_a_node_without_the_job_says_so(tmp_path: Path) -> None:
     """A node that does not see the output ends, with the reason."""
     node = NodeServer()
-    node.begin(NodeTask(str(tmp_path / "nothing" / "out"), "node-a", NodeLimits(1, None), None, 600.0))
+    node.begin(
+        NodeTask(OutputInFolder(str(tmp_path / "nothing" / "out"), ""), 1, "node-a", NodeLimits(1, None), None, 600.0)
+    )
     report = next(report for report in exchange_until(node, Orders()) if report.end is not None)
     assert report.end is not None
     assert report.end.kind is EndKind.REFUSED
@@ -446,7 +449,9 @@ def test_a_node_without_a_driver_ends_itself(job: Job) -> None:
     cluster = ProcessCluster("a")
     (node,) = cluster.nodes()
     server = cluster.start(node)
-    asyncio.run(cluster.begin(server, NodeTask(job.out, "node-a", NodeLimits(1, None), None, 1.0)))
+    asyncio.run(
+        cluster.begin(server, NodeTask(OutputInFolder(job.out, ""), 1, "node-a", NodeLimits(1, None), None, 1.0))
+    )
     assert server.process is not None
     assert server.process.wait(_PATIENCE_S) == 3
     cluster.kill(server)

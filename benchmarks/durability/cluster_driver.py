@@ -21,9 +21,10 @@ from benchmarks.meter import MIB
 from benchmarks.record import Record, Run, RunKind
 from datafetch import Job
 from datafetch.engine.cluster.driver import Driver, Patience
-from datafetch.engine.cluster.messages import EndKind, NodeEnd, NodeReport, NodeTask, Orders
+from datafetch.engine.cluster.messages import EndKind, NodeEnd, NodeOutput, NodeReport, NodeTask, Orders
 from datafetch.engine.cluster.node_facts import NodeFacts, find_facts
 from datafetch.engine.cluster.ray_cluster import ClusterNode
+from datafetch.engine.cluster.shared_output import FolderOutput
 from datafetch.engine.feed import SuppliedShard
 from datafetch.engine.share import BegunRun
 from datafetch.model.ledger_line import ShardCounts
@@ -99,9 +100,9 @@ class _Cluster:
     def nodes(self) -> list[ClusterNode]:
         return self._nodes
 
-    async def facts(self, _: _Server, out: str, token: str) -> NodeFacts:
+    async def facts(self, _: _Server, output: NodeOutput) -> NodeFacts:
         if self._facts is None:
-            self._facts = find_facts(out, token)
+            self._facts = find_facts(output)
         return self._facts
 
     async def begin(self, _: _Server, __: NodeTask) -> None:
@@ -145,7 +146,7 @@ def _measure(nodes: int, arguments: argparse.Namespace) -> Run:
         cluster = _Cluster(nodes, arguments.shard_s, arguments.images)
 
         async def drive() -> FetchedShards:
-            return await Driver(job, begun, Patience()).run(cluster, ())  # type: ignore[arg-type]
+            return await Driver(job, begun, FolderOutput(layout), Patience()).run(cluster, ())  # type: ignore[arg-type]
 
         cpu_before_s, before_s = time.process_time(), time.monotonic()
         done = asyncio.run(drive())

@@ -4,6 +4,8 @@ Theory of operation: a run on a working copy is a run like any other. What commi
 shard counts as committed only when it is recorded in the bucket; its spool is deleted after that. Before the first
 shard, what the run has prepared is recorded, and after its last step everything (``store.buckets.working_copy``).
 
+A run that steers the nodes of a cluster commits nothing: it records what its nodes have uploaded.
+
 Rules: the run knows its working copy, and people know the bucket: reports and messages name that.
 """
 
@@ -20,7 +22,7 @@ from typing import TypeAlias
 
 from datafetch.engine.feed import MAX_OPEN_SHARDS
 from datafetch.engine.job import Job, dataset_of, reshard_plan
-from datafetch.engine.session import Backends
+from datafetch.engine.session import CHILD_PROCESSES, Backends
 from datafetch.errors import (
     ConfigurationError,
     DatafetchError,
@@ -35,7 +37,7 @@ from datafetch.output.commit import Commit, CommitShard
 from datafetch.output.formats import PickleFormat
 from datafetch.process.threads import run_in_thread
 from datafetch.store.buckets.place import Place
-from datafetch.store.buckets.working_copy import WorkingCopy
+from datafetch.store.buckets.working_copy import Purpose, WorkingCopy
 from datafetch.store.layout import resolve_parent
 
 Work: TypeAlias = Callable[[Job, Backends], Awaitable[Report]]
@@ -67,7 +69,7 @@ async def run_in_bucket(job: Job, backends: Backends, work: Work) -> Report:
         own = replace(job, out=str(copy.layout.out), stored_at=str(place), scratch=None)
         return replace(await work(own, recording), out=str(place))
 
-    return await _work_on_copy(place, job.scratch, backends, run, is_staged=is_staged)
+    return await _work_on_copy(place, job.scratch, backends, run, is_staged=is_staged, purpose=Purpose.RUN)
 
 
 async def retry_in_bucket(location: str, scratch: str | None, backends: Backends, work: WorkOnCopy) -> Report:
@@ -84,7 +86,32 @@ async def retry_in_bucket(location: str, scratch: str | None, backends: Backends
     async def retry(copy: WorkingCopy, recording: Backends) -> Report:
         return replace(await work(copy, recording), out=str(place))
 
-    return await _work_on_copy(place, scratch, backends, retry, is_staged=True, must_exist=True)
+    return await _work_on_copy(place, scratch, backends, retry, is_staged=True, purpose=Purpose.RETRY)
+
+
+async def steer_in_bucket(job: Job, work: Callable[[Job, WorkingCopy], Awaitable[Report]]) -> Report:
+    """Run a job whose output is in a bucket, and whose shards others fetch and upload.
+
+    Args:
+        job: The job.
+        work: Runs the job on the working copy, in which shards appear as they are recorded.
+
+    Raises:
+        ConfigurationError: The output can't be in a bucket, or another run works on it.
+        ResourceError: The store can't be reached.
+    """
+    place = Place.of(job.out)
+    dataset = await run_in_thread(dataset_of, job)
+    _refuse_unsupported(job, dataset)
+    is_staged = reshard_plan(job, dataset) is not None
+
+    async def steer(copy: WorkingCopy, _: Backends) -> Report:
+        own = replace(job, out=str(copy.layout.out), stored_at=str(place), scratch=None)
+        return replace(await work(own, copy), out=str(place))
+
+    return await _work_on_copy(
+        place, job.scratch, CHILD_PROCESSES, steer, is_staged=is_staged, purpose=Purpose.STEERING
+    )
 
 
 async def _work_on_copy(
@@ -94,10 +121,10 @@ async def _work_on_copy(
     work: WorkOnCopy,
     *,
     is_staged: bool,
-    must_exist: bool = False,
+    purpose: Purpose,
 ) -> Report:
     folder = None if scratch is None else await run_in_thread(resolve_parent, Path(scratch))
-    make = partial(WorkingCopy, place, folder, PickleFormat.suffixes, is_staged=is_staged, must_exist=must_exist)
+    make = partial(WorkingCopy, place, folder, PickleFormat.suffixes, is_staged=is_staged, purpose=purpose)
     copy = await run_in_thread(make)
     threads = ThreadPoolExecutor(MAX_OPEN_SHARDS, thread_name_prefix="bucket")
     try:

@@ -30,7 +30,7 @@ from datafetch.engine.permissions import Permitted, find_permitted_since, read_l
 from datafetch.engine.repair import begin_repair, end_repair
 from datafetch.engine.repeated_job import RepeatedJob
 from datafetch.engine.retry import Change, retry_failed
-from datafetch.engine.session import CHILD_PROCESSES, Backends, Session
+from datafetch.engine.session import CHILD_PROCESSES, AtHand, Backends, Session, is_at_hand
 from datafetch.engine.set_aside import delete_earlier
 from datafetch.errors import ConfigurationError
 from datafetch.fetch import Fetcher
@@ -218,7 +218,11 @@ def finish(job: Job, observers: Iterable[Observer[Statistics]] = ()) -> Report:
 
 
 async def finish_dataset(
-    job: Job, observers: Iterable[Observer[Statistics]] = (), *, done: FetchedShards | None = None
+    job: Job,
+    observers: Iterable[Observer[Statistics]] = (),
+    *,
+    done: FetchedShards | None = None,
+    at_hand: AtHand = is_at_hand,
 ) -> Report:
     """Complete a job inside a running event loop, of any kind; otherwise like ``finish``.
 
@@ -226,6 +230,7 @@ async def finish_dataset(
         job: As for ``finish``.
         observers: Each watches while it runs.
         done: What others have done for this run, to be part of its report.
+        at_hand: Has the content of a file of published rows on this machine while they are read.
     """
     _refuse_bucket(job)
     refuse_starting_over(job)
@@ -239,7 +244,7 @@ async def finish_dataset(
         async with locked_output(layout, partial(_prepare_to_finish, bound), is_alone=job.no_lock):
             log_no_longer_permitted(before, job)
             session = Session(job, bound.output, shards, observers)
-            async with session.published_by_others(done) as fetched:
+            async with session.published_by_others(done, at_hand) as fetched:
                 return await _complete_run(bound, session, fetched)
 
 

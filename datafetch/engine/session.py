@@ -23,7 +23,7 @@ from contextlib import AbstractAsyncContextManager, AbstractContextManager, asyn
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 from datafetch.engine.archives import NO_ARCHIVES, Archives
 from datafetch.engine.feed import Feed
@@ -67,7 +67,12 @@ def _open_transcoder(job: Job, spec: ImageSpec, quarantine: Path) -> AbstractAsy
     return Transcoder(spec, processes=job.processes, quarantine=quarantine)
 
 
-def _is_at_hand(_: Path) -> AbstractContextManager[None]:
+AtHand: TypeAlias = Callable[[Path], AbstractContextManager[None]]
+"""Has the content of a file of published rows on this machine while they are read."""
+
+
+def is_at_hand(_: Path) -> AbstractContextManager[None]:
+    """For files that are on this machine."""
     return nullcontext()
 
 
@@ -87,7 +92,7 @@ class Backends:
 
     open_transcoder: Callable[[Job, ImageSpec, Path], AbstractAsyncContextManager[ImageTranscoder]] = _open_transcoder
     open_commit: Callable[[], AbstractAsyncContextManager[CommitShard]] = CommitProcesses
-    at_hand: Callable[[Path], AbstractContextManager[None]] = _is_at_hand
+    at_hand: AtHand = is_at_hand
 
 
 CHILD_PROCESSES = Backends()
@@ -176,15 +181,19 @@ class Session:
                 yield self._fetched_so_far(feed, work, publisher)
 
     @asynccontextmanager
-    async def published_by_others(self, done: FetchedShards | None = None) -> AsyncIterator[FetchedShards]:
+    async def published_by_others(
+        self, done: FetchedShards | None = None, at_hand: AtHand = is_at_hand
+    ) -> AsyncIterator[FetchedShards]:
         """Count what other processes have published, in place of ``fetched``.
 
         Args:
             done: What they have done for this run; None if that is not known, or not part of it.
+            at_hand: Has the content of a file of published rows on this machine while they are read.
 
         Yields:
             What there is; the heartbeat and the observers run until the context ends.
         """
+        self._at_hand = at_hand
         counts = await asyncio.to_thread(self._read_counts)
         totals = ShardCounts.sum(counts.values())
         self._counts = counts

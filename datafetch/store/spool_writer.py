@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, Self
@@ -11,13 +12,17 @@ from datafetch.model.regular_file import open_regular
 from datafetch.store.atomic import make_folder, publish, sync_open
 from datafetch.store.spool_format import (
     FILE_HEADER_BYTES,
+    SAMPLE_ENTRY,
     ImageResult,
     LazySpoolRecord,
+    SpoolRecord,
     encode,
     file_header,
+    has_file_header,
     is_torn_file_header,
     read_entries,
     read_marker,
+    read_positions,
 )
 
 
@@ -96,6 +101,58 @@ def drop_failures(path: Path, kinds: Collection[str]) -> int:
     except FileNotFoundError:
         return 0
     return dropped
+
+
+@dataclass(frozen=True, slots=True)
+class SpoolPart:
+    """A spool that becomes a part of another one.
+
+    Attributes:
+        path: The file. If its beginning is missing, it has nothing.
+        dropped: Failure kinds; images that failed in one of these ways are left out.
+    """
+
+    path: Path
+    dropped: frozenset[str] = frozenset()
+
+
+def merge_spools(path: Path, parts: Iterable[SpoolPart], besides: Iterable[Path] = ()) -> None:
+    """Write one spool with what several have, in one step.
+
+    Args:
+        path: The new spool, which is replaced.
+        parts: Those that it is made of. Of two results of an image the first one is taken.
+        besides: Other spools of the shard, whose results are left out.
+    """
+    known: set[tuple[int, int]] = set()
+    for other in besides:
+        with open_regular(other) as file:
+            if _has_entries(file):
+                known.update((sample, image) for _, sample, image in read_positions(file, read_marker(file)))
+
+    def records() -> Iterator[SpoolRecord]:
+        for part in parts:
+            with open_regular(part.path) as file:
+                if not _has_entries(file):
+                    continue
+                for entry in read_entries(file, read_marker(file)):
+                    if isinstance(entry.record, ImageResult):
+                        place = entry.record.line.sample, entry.record.line.image
+                        is_dropped = entry.record.line.outcome in part.dropped
+                    else:
+                        place, is_dropped = (entry.record.position, SAMPLE_ENTRY), False
+                    if place not in known and not is_dropped:
+                        known.add(place)
+                        yield entry.record
+
+    write_spool(path, records())
+
+
+def _has_entries(file: BinaryIO) -> bool:
+    """Whether a file begins as a spool; it is left at its start."""
+    start = file.read(FILE_HEADER_BYTES)
+    file.seek(0)
+    return has_file_header(start)
 
 
 def has_marker(path: Path, marker: bytes) -> bool:

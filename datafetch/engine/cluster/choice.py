@@ -9,9 +9,7 @@ from enum import StrEnum
 from datafetch.engine.job import Job
 from datafetch.engine.repeated_job import RepeatedJob
 from datafetch.engine.runner import run, run_alone
-from datafetch.errors import ConfigurationError
 from datafetch.model.fields import check_types, invalid
-from datafetch.model.location import is_bucket
 from datafetch.model.observers import Observer
 from datafetch.model.options import Effect, Option, OptionGroup, option
 from datafetch.model.report import Report
@@ -40,9 +38,10 @@ class WhereToRun:
     engine: Engine = option(
         Engine.LOCAL,
         Option(
-            help="What runs this: this machine, or the nodes of a Ray cluster, which all have to see the output, the "
-            "source and the id list under the same paths. --per-host and --max-rate hold for all nodes together, with "
-            "at least one request at a time for each; other limits hold for each node.",
+            help="What runs this: this machine, or the nodes of a Ray cluster, which all have to see the source, the "
+            "id list and the output under the same paths; the output may be in a bucket. --per-host and --max-rate "
+            "hold for all nodes together, with at least one request at a time for each; other limits hold for each "
+            "node.",
             group=OptionGroup.BEHAVIOUR,
             effect=Effect.NONE,
             is_of_one_run=True,
@@ -80,11 +79,6 @@ class WhereToRun:
         """
         if self.engine is Engine.LOCAL:
             return run(job, observers, repeated=repeated)
-        if is_bucket(job.out):
-            raise ConfigurationError(
-                f"{job.out} is in a bucket, where one run works at a time; the nodes of a cluster take a folder that "
-                "all of them see"
-            )
         from datafetch.engine.cluster.driver import run_on_cluster  # noqa: PLC0415 - a run on this machine does not need it
         from datafetch.engine.cluster.ray_cluster import connected  # noqa: PLC0415 - nor this
 

@@ -6,15 +6,15 @@ node of the cluster, also one that joins later, goes through these states:
 * it is asked for its versions and for what it sees of the output, and refused, by name, where they differ;
 * it gets its part of the limits, once all others keep within theirs;
 * it is at work: the driver calls it all the time (``NodeServer.exchange``), gives it a shard when it has room for one,
-  and hears what it has published;
+  and hears what it has published, or uploaded to a bucket, which is then recorded here (``shared_output``);
 * it has ended: because nothing is left; because its process or its machine has ended, or because it has not answered
   for ``SILENCE_S``, whereupon its shards wait for other nodes; or because it lacks something that others have. In the
   last two cases it is tried again after a rest.
 
 Shards are handed out a second time only in that case, never because one takes long. What a lost node had fetched lies
-in spools on the shared filesystem, and the node that gets the shard goes on from there. If the lost node is not dead
-but cut off, it ends itself after ``ABANDONED_S`` without a call, so before its shards are handed out again; the lock of
-each shard decides in any case.
+in spools on the shared filesystem or in the bucket, and the node that gets the shard goes on from there. If the lost
+node is not dead but cut off, it ends itself after ``ABANDONED_S`` without a call, so before its shards are handed out
+again; on a shared filesystem the lock of each shard decides in any case.
 
 A driver that dies takes its nodes with it: Ray ends them, or they end themselves. The next one finds in the output what
 is published and in the spools what was fetched, and waits until the locks of the old nodes are gone. Living nodes are
@@ -29,30 +29,31 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import secrets
 import socket
 import time
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import Any
 
+from datafetch.engine.bucket_output import steer_in_bucket
 from datafetch.engine.cluster.handout import Handout
 from datafetch.engine.cluster.limits import NodeLimits, divide_limits
 from datafetch.engine.cluster.messages import EndKind, NodeEnd, NodeReport, NodeTask, Orders
 from datafetch.engine.cluster.node_facts import NodeFacts, find_facts
 from datafetch.engine.cluster.ray_cluster import ClusterNode, NodeLostError, RayCluster, UnfitNodeError
+from datafetch.engine.cluster.shared_output import BucketOutput, FolderOutput, SharedOutput
 from datafetch.engine.cluster.suspicion import MAX_URLS, is_sick
 from datafetch.engine.job import Job
-from datafetch.engine.ownership import locked_shards
 from datafetch.engine.repeated_job import RepeatedJob
 from datafetch.engine.runner import finish_dataset
 from datafetch.engine.share import BegunRun, begin_dataset
 from datafetch.errors import ConfigurationError, DatafetchError, ResourceError
 from datafetch.fetch.fetcher import UNREACHED
-from datafetch.model.location import without_secrets
+from datafetch.model.location import is_bucket, without_secrets
 from datafetch.model.observers import Observer, SafeObserver, as_observers, observed_by
 from datafetch.model.outcome import FailureKind
 from datafetch.model.report import FetchedShards, Report
@@ -68,9 +69,9 @@ from datafetch.monitor.cluster_snapshot import (
 )
 from datafetch.monitor.throughput import Throughput
 from datafetch.process.threads import run_in_thread
+from datafetch.store.buckets.working_copy import WorkingCopy
 from datafetch.store.layout import OutputLayout, resolve_parent
-from datafetch.store.lock import OutputInUseError, ShardLocks
-from datafetch.store.spool_writer import drop_failures
+from datafetch.store.lock import OutputInUseError
 
 ABANDONED_S = 60.0
 """After how many seconds without a call a node ends itself."""
@@ -79,7 +80,6 @@ SILENCE_S = 90.0
 _EXCHANGE_S = 1.0  # a call returns after so long even without news
 _NODES_PER_EXCHANGE_S = 100  # of very many nodes each is called less often, so that a driver bears a thousand
 _WATCH_INTERVAL_S = 2.0
-_LOCK_INTERVAL_S = 0.1
 _FACTS_TIMEOUT_S = 120.0  # a node loads Pillow and the package from a shared filesystem, which may be slow
 _ADMISSION_S = 20.0  # so long the first nodes wait for each other, so that limits are divided once
 _TIRED_S = 30.0  # without any node at work, a line says what is waited for
@@ -88,7 +88,6 @@ _MAX_REST_S = 300.0
 _MAX_RESTS = 5  # without a published shard in between
 _FORGOTTEN = frozenset({*UNREACHED, FailureKind.NOT_REQUESTED, FailureKind.DISCONNECTED})
 _MAX_REPORTS_WITHOUT_URLS = 20  # those of worker processes come half a second later
-_TOKEN_BYTES = 16
 _ID_CHARS = 16
 
 _log = logging.getLogger(__name__)
@@ -139,6 +138,10 @@ class _Member:
         urls: URLs of another node that it is to try.
         asked_for: The node whose URLs it is trying, and how many.
         throughput: How many images end on it.
+        number: The number of the process that was started last on it.
+        called_s: When that was last called.
+        recording: What it has uploaded, and is being recorded, by shard.
+        recorded: The shards that are recorded, and of which it was not told yet.
     """
 
     node: ClusterNode
@@ -158,6 +161,15 @@ class _Member:
     urls: tuple[str, ...] = ()
     asked_for: tuple[_Member, int] | None = None
     throughput: Throughput = field(default_factory=Throughput)
+    number: int = 0
+    called_s: float = 0.0
+    recording: dict[str, asyncio.Task[None]] = field(default_factory=dict)
+    recorded: list[str] = field(default_factory=list)
+
+    @property
+    def holder(self) -> str:
+        """By what name its process has shards: an earlier one on the same node may still have some."""
+        return f"{self.node.id}#{self.number}"
 
     @property
     def name(self) -> str:
@@ -197,7 +209,8 @@ async def run_on_cluster(
     """Run a job on the nodes of a cluster, or resume it.
 
     Args:
-        job: What to do. Its output, and the files that it reads, lie where all nodes see them under the same path.
+        job: What to do. Its output, and the files that it reads, lie where all nodes see them under the same path, or
+            the output in a bucket.
         connect: Returns a context manager that connects to the cluster; called only if anything is left to fetch.
         observers: Each watches while it runs.
         repeated: The job of another output, whose rows this one is to make; None for any rows.
@@ -210,16 +223,38 @@ async def run_on_cluster(
         DatafetchError: The job or its manifest is wrong; no node can do it; or all nodes lack something.
     """
     _refuse(job)
-    observers = as_observers(observers)
+    observers, patience = as_observers(observers), patience or Patience()
+    if is_bucket(job.out):
+        scratch = None if job.scratch is None else await run_in_thread(resolve_parent, Path(job.scratch))
+
+        async def steer(job: Job, copy: WorkingCopy) -> Report:
+            begun = await begin_dataset(job, repeated)
+            await run_in_thread(partial(copy.begin, has_started_over=job.fresh), on_cancel=copy.stop)
+            output = BucketOutput(begun.layout, copy, scratch)
+            return await _steer(job, begun, output, connect, observers, patience)
+
+        return await steer_in_bucket(job, steer)
     job = replace(job, out=str(await run_in_thread(resolve_parent, Path(job.out))))
-    begun = await _begin(job, repeated, patience or Patience())
+    begun = await _begin(job, repeated, patience)
+    return await _steer(job, begun, FolderOutput(begun.layout), connect, observers, patience)
+
+
+async def _steer(
+    job: Job,
+    begun: BegunRun,
+    output: SharedOutput,
+    connect: Callable[[], Any],
+    observers: tuple[Observer[Statistics], ...],
+    patience: Patience,
+) -> Report:
+    """Let nodes fetch what is open, and complete the output."""
     resumed = replace(job, fresh=False, reuse=False)
     done = None
     if begun.open_shards:
-        driver = Driver(resumed, begun, patience or Patience())
+        driver = Driver(resumed, begun, output, patience)
         async with _connected(connect) as cluster:
             done = await driver.run(cluster, observers)
-    report = await finish_dataset(resumed, observers, done=done)
+    report = await finish_dataset(resumed, observers, done=done, at_hand=output.at_hand)
     await asyncio.to_thread(delete_cluster, begun.layout)
     return report
 
@@ -287,24 +322,26 @@ class Driver:
     Args:
         job: What to do.
         begun: The claimed output.
+        output: What it shares with the nodes.
         patience: How long it waits for what.
     """
 
-    def __init__(self, job: Job, begun: BegunRun, patience: Patience) -> None:
+    def __init__(self, job: Job, begun: BegunRun, output: SharedOutput, patience: Patience) -> None:
         self._job = job
         self._begun = begun
+        self._output = output
         self._patience = patience
         self._handout = Handout(begun.open_shards)
         self._members: dict[str, _Member] = {}
         self._ended: list[NodeReport] = []  # of nodes that have ended, and may have been started again
-        self._token = secrets.token_hex(_TOKEN_BYTES)
+        self._numbers = count(1)
         self._changed = asyncio.Event()
         self._started_s = time.monotonic()
         self._expected_first: set[str] = set()
         self._facts: NodeFacts | None = None
         self._last_error: DatafetchError | None = None
         self._is_over = False
-        self._locks: ShardLocks | None = None
+        self._group = asyncio.TaskGroup()
 
     async def run(self, cluster: RayCluster, observers: Iterable[Observer[Statistics]]) -> FetchedShards:
         """Work until all shards are published.
@@ -315,13 +352,12 @@ class Driver:
         Raises:
             DatafetchError: What stopped the run.
         """
-        layout = self._begun.layout
-        async with locked_shards(layout, (), lambda: None) as self._locks:
+        async with self._output.open():
             await asyncio.to_thread(self._write)
-            self._facts = await asyncio.to_thread(find_facts, self._job.out, self._token)
+            self._facts = await asyncio.to_thread(find_facts, self._output.for_nodes)
             async with (
-                observed_by((self._write_snapshots, *observers), self.statistics),
-                asyncio.TaskGroup() as group,
+                observed_by((self._write_snapshots, *self._output.observers, *observers), self.statistics),
+                self._group as group,
             ):
                 await self._watch(cluster, group)
         return self._done()
@@ -417,6 +453,7 @@ class Driver:
         self._set_state(member, NodeState.STARTING, "")
         member.given, member.is_sick, member.report = 0, False, NodeReport()
         member.is_asked_about, member.is_cleared, member.throughput = False, False, Throughput()
+        member.number, member.recorded = next(self._numbers), []
         server = await run_in_thread(cluster.start, member.node)
         is_certain = True
         try:
@@ -436,13 +473,14 @@ class Driver:
         assert member.limits is not None, "it was admitted"
         member.confirmed = member.limits
         task = NodeTask(
-            self._job.out,
+            self._output.for_nodes,
+            member.number,
             f"node-{member.node.id[:_ID_CHARS]}",
             member.limits,
             self._job.finish_by,
             self._patience.abandoned_s,
         )
-        member.is_at_work = True
+        member.is_at_work, member.called_s = True, time.monotonic()
         try:
             async with asyncio.timeout(self._patience.silence_s):
                 await cluster.begin(server, task)
@@ -461,7 +499,7 @@ class Driver:
         """
         try:
             async with asyncio.timeout(_FACTS_TIMEOUT_S):
-                facts = await cluster.facts(server, self._job.out, self._token)
+                facts = await cluster.facts(server, self._output.for_nodes)
         except TimeoutError as error:
             reason = f"has not started in {_FACTS_TIMEOUT_S:.0f} s; another job of the cluster may have its CPUs"
             raise NodeLostError(reason, is_certain=True) from error
@@ -475,11 +513,8 @@ class Driver:
             )
         if differences := facts.differences_from(self._facts):
             raise _RefusedNodeError(f"it would make other bytes: {differences}; install the same versions")
-        if not facts.sees_output:
-            raise _RefusedNodeError(
-                f"it does not see {self._begun.layout.state_folder}; the output has to lie on a filesystem that all "
-                "nodes share, under the same path"
-            )
+        if facts.unseen:
+            raise _RefusedNodeError(facts.unseen)
 
     async def _admit(self, member: _Member) -> None:
         """Give a node its part of the limits, once no other one has more than its own."""
@@ -508,18 +543,26 @@ class Driver:
         if member.asked_for is not None:  # somebody else will be asked
             member.asked_for[0].is_asked_about = False
             member.asked_for = None
+        await self._take_recorded(member, None)
         if member.is_sick:
-            await self._forget_failures(member)
-        shards = self._handout.lose(member.node.id)
-        if shards:
-            _log.info(
-                "node %s had %s in progress, for other nodes to go on with", member.name, counted(len(shards), "shard")
-            )
+            shards = self._handout.shards_of(member.holder)
+            await self._output.drop_failures(shards, member.number, _FORGOTTEN, self._patience.abandoned_s)
+        free_in_s = self._output.free_at_s(member.called_s + self._patience.abandoned_s) - time.monotonic()
+        if is_certain or free_in_s <= 0:
+            self._lose(member.name, member.holder)
+        else:
+            asyncio.get_running_loop().call_later(free_in_s, self._lose, member.name, member.holder)
         if is_certain:
             self._divide(leaving=member)
         else:  # it may be cut off and go on for a while
             loop = asyncio.get_running_loop()
             loop.call_later(self._patience.abandoned_s, partial(self._leave, member, member.limits))
+        self._tell()
+
+    def _lose(self, name: str, holder: str) -> None:
+        shards = self._handout.lose(holder)
+        if shards:
+            _log.info("node %s had %s in progress, for other nodes to go on with", name, counted(len(shards), "shard"))
         self._tell()
 
     def _leave(self, member: _Member, limits: NodeLimits | None) -> None:
@@ -532,30 +575,6 @@ class Driver:
             is_idle = member.state in {NodeState.LOST, NodeState.SICK} and not member.is_at_work
             if is_idle and member.limits is not None and member.node.id not in alive:
                 self._divide(leaving=member)
-
-    async def _forget_failures(self, member: _Member) -> None:
-        """Drop the failures of a sick node from the spools of its shards, so that other nodes request them."""
-        assert self._locks is not None, "held while nodes are at work"
-        dropped = 0
-        until_s = time.monotonic() + self._patience.abandoned_s
-        for shard in self._handout.shards_of(member.node.id):
-            if not await self._lock_after(shard, until_s):
-                continue
-            try:
-                for path in await run_in_thread(self._begun.layout.spools, shard):
-                    dropped += await run_in_thread(drop_failures, path, _FORGOTTEN)
-            finally:
-                await run_in_thread(self._locks.release_shard, shard)
-        _log.info("%s of node %s will be requested by others", counted(dropped, "failed image"), member.name)
-
-    async def _lock_after(self, shard: str, until_s: float) -> bool:
-        """Lock a shard once the process that had it has ended; return whether it did in time."""
-        assert self._locks is not None, "held while nodes are at work"
-        while not await run_in_thread(self._locks.try_acquire, shard):
-            if time.monotonic() > until_s:
-                return False
-            await asyncio.sleep(_LOCK_INTERVAL_S)
-        return True
 
     # --- a node at work
 
@@ -571,6 +590,7 @@ class Driver:
         orders = Orders()
         while True:
             wait_s = max(_EXCHANGE_S, len(self._members) / _NODES_PER_EXCHANGE_S)
+            member.called_s = time.monotonic()
             try:
                 async with asyncio.timeout(wait_s + self._patience.silence_s):
                     report = await cluster.exchange(server, orders, wait_s)
@@ -580,6 +600,7 @@ class Driver:
             except UnfitNodeError as error:
                 raise NodeLostError(f"could not be called: {error}", is_certain=True) from error
             self._take_report(member, report, orders)
+            await self._take_recorded(member, _EXCHANGE_S)
             if report.end is not None:
                 self._judge_end(member, report.end)
                 return
@@ -600,11 +621,12 @@ class Driver:
         for message in report.messages:
             _log.log(message.level, "node %s: %s", member.name, message.text)
         for shard in report.published:
-            self._handout.mark_published(member.node.id, shard)
-            member.published += 1
-            member.rests = 0
+            self._mark_published(member, shard)
+        for uploaded in report.uploaded:
+            recording = self._group.create_task(self._output.record(uploaded.name, uploaded.files))
+            member.recording[uploaded.name] = recording
         for shard in report.in_use:
-            self._handout.give_back(member.node.id, shard, now_s)
+            self._handout.give_back(member.holder, shard, now_s)
         if report.answers is not None and member.asked_for is not None:
             (suspect, urls), member.asked_for = member.asked_for, None
             suspect.is_asked_about = False
@@ -614,6 +636,27 @@ class Driver:
             self._ask_another(member, report.unreached)
         if report.published or not report.is_within_limits or not before.is_within_limits:
             self._tell()
+
+    def _mark_published(self, member: _Member, shard: str) -> None:
+        self._handout.mark_published(member.holder, shard)
+        member.published += 1
+        member.rests = 0
+        self._tell()
+
+    async def _take_recorded(self, member: _Member, patience_s: float | None) -> None:
+        """Wait for some seconds, or as long as it takes, until something is recorded that a node has uploaded.
+
+        Raises:
+            DatafetchError: It can't be recorded, which stops the run.
+        """
+        if not member.recording:
+            return
+        wait = asyncio.FIRST_COMPLETED if patience_s is not None else asyncio.ALL_COMPLETED
+        await asyncio.wait(member.recording.values(), timeout=patience_s, return_when=wait)
+        for shard in [shard for shard, recording in member.recording.items() if recording.done()]:
+            member.recording.pop(shard).result()
+            member.recorded.append(shard)
+            self._mark_published(member, shard)
 
     def _ask_another(self, suspect: _Member, unreached: tuple[str, ...]) -> None:
         """Let another node, if possible one that reaches its hosts, try URLs that this one did not reach."""
@@ -633,19 +676,21 @@ class Driver:
         taking = {NodeState.STARTING, NodeState.AT_WORK}
         nodes = sum(one.state in taking for one in self._members.values())
         for _ in range(report.wanted):
-            shard = self._handout.take(member.node.id, time.monotonic(), max(1, nodes))
+            shard = self._handout.take(member.holder, time.monotonic(), max(1, nodes))
             if shard is None:
                 break
             shards.append(shard)
             member.given += self._begun.sizes[shard.name]
         urls, member.urls = member.urls, ()
         clears, member.is_cleared = member.is_cleared, False
+        recorded, member.recorded = tuple(member.recorded), []
         return Orders(
             tuple(shards),
             member.limits if member.limits != member.confirmed else None,
             is_over=self._is_over or self._handout.is_complete,
             clears=clears,
             urls=urls,
+            recorded=recorded,
         )
 
     def _judge_end(self, member: _Member, end: NodeEnd) -> None:
@@ -774,7 +819,7 @@ class Driver:
         write_cluster(
             self._begun.layout,
             ClusterSnapshot(
-                self._token,
+                self._output.token,
                 os.getpid(),
                 socket.gethostname(),
                 time.time(),

@@ -2,14 +2,35 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from enum import Enum, auto
+from typing import TypeAlias
 
 from datafetch.engine.cluster.limits import NodeLimits
 from datafetch.engine.feed import SuppliedShard
 from datafetch.model.report import FetchedShards
 from datafetch.model.statistics import Statistics
+from datafetch.store.buckets.commit_log import LoggedFile
+from datafetch.store.buckets.stored_output import StoredOutput
+
+
+@dataclass(frozen=True, slots=True)
+class OutputInFolder:
+    """An output that lies in a folder which all nodes see.
+
+    Attributes:
+        out: The folder.
+        token: Random text that the driver has written to the state folder.
+    """
+
+    out: str
+    token: str
+
+
+NodeOutput: TypeAlias = OutputInFolder | StoredOutput
+"""An output, as nodes are told of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,14 +38,16 @@ class NodeTask:
     """What a node is started with. The job itself lies in the state folder, where the driver has written it.
 
     Attributes:
-        out: The output folder.
+        output: The output.
+        number: The number of the node, which no other one has that the driver has started.
         heartbeat: The name of the node's heartbeat.
         limits: Its part of the limits of all nodes.
         finish_by: When the run is to finish; None lets it take as long as it takes.
         abandoned_after_s: After how many seconds without a word from the driver it ends itself.
     """
 
-    out: str
+    output: NodeOutput
+    number: int
     heartbeat: str
     limits: NodeLimits
     finish_by: datetime | None
@@ -41,6 +64,7 @@ class Orders:
         is_over: Whether there are no more shards, so that it ends once its own are published.
         clears: Whether it may publish what it has, since other nodes reach no more hosts than it does.
         urls: URLs that it is to try, since another node could not reach their hosts.
+        recorded: Shards that it has uploaded and that are recorded now.
     """
 
     shards: tuple[SuppliedShard, ...] = ()
@@ -48,6 +72,7 @@ class Orders:
     is_over: bool = False
     clears: bool = False
     urls: tuple[str, ...] = ()
+    recorded: tuple[str, ...] = ()
 
 
 class EndKind(Enum):
@@ -80,12 +105,21 @@ class NodeMessage:
 
 
 @dataclass(frozen=True, slots=True)
+class UploadedShard:
+    """A shard that a node has uploaded to a bucket, to be recorded: its files by name."""
+
+    name: str
+    files: Mapping[str, LoggedFile]
+
+
+@dataclass(frozen=True, slots=True)
 class NodeReport:
     """What a node tells the driver.
 
     Attributes:
         wanted: The number of shards that it has room for now.
         published: The shards that were published since the last report.
+        uploaded: The shards that were uploaded since the last report; they are published once they are recorded.
         in_use: The shards that it found locked since then.
         statistics: How its session stands; None before it has begun.
         done: What it has done; None before it has begun.
@@ -99,6 +133,7 @@ class NodeReport:
 
     wanted: int = 0
     published: tuple[str, ...] = ()
+    uploaded: tuple[UploadedShard, ...] = ()
     in_use: tuple[str, ...] = ()
     statistics: Statistics | None = None
     done: FetchedShards | None = None

@@ -5,8 +5,13 @@ Theory of operation. The work runs in a thread with an event loop of its own, as
 and takes the report with it. So a call that does not return is the only sign of a node that hangs, and a node that is
 not called any more knows that it has lost its driver: it ends itself, before the driver gives its shards to others.
 
+An output in a bucket is worked on in a local folder (``store.buckets.node_copy``). A shard that was published there is
+uploaded and reported, and its commit ends when the driver says that it is recorded; before a shard is opened, what
+others have fetched of it is brought.
+
 Rules: nothing here knows Ray. The job is read from the state folder, where the driver has claimed the output for it;
-so it has no secrets, and is refused where the manifest, the ids or the archive that this node sees are others.
+so it has no secrets, and is refused where the manifest, the ids or the archive that this node sees are others. The
+login of a bucket is that of the node's own environment.
 """
 
 from __future__ import annotations
@@ -18,32 +23,49 @@ import threading
 import time
 import traceback
 from collections import deque
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import TypeVar
 
-from datafetch.engine.cluster.messages import EndKind, NodeEnd, NodeMessage, NodeReport, NodeTask, Orders
+from datafetch.engine.cluster.messages import (
+    EndKind,
+    NodeEnd,
+    NodeMessage,
+    NodeOutput,
+    NodeReport,
+    NodeTask,
+    Orders,
+    OutputInFolder,
+    UploadedShard,
+)
 from datafetch.engine.cluster.node_facts import NodeFacts, find_facts
 from datafetch.engine.cluster.suspicion import Suspicion
-from datafetch.engine.feed import SuppliedShard
-from datafetch.engine.job import read_job
+from datafetch.engine.feed import MAX_OPEN_SHARDS, SuppliedShard
+from datafetch.engine.job import hash_of, read_job
 from datafetch.engine.reach import Steered
 from datafetch.engine.runner import run_alone
 from datafetch.engine.session import Backends
 from datafetch.engine.share import fetch_share
-from datafetch.errors import ConfigurationError, ManifestError, ResourceError
+from datafetch.errors import ConfigurationError, DatafetchError, ManifestError, ResourceError
 from datafetch.model.ledger_line import ShardCounts
 from datafetch.model.report import FetchedShards
 from datafetch.model.untrusted import one_line
 from datafetch.output.commit import Commit, CommitShard
 from datafetch.output.commit_process import CommitProcesses
+from datafetch.process.threads import run_in_thread
+from datafetch.store.buckets.node_copy import NodeCopy
 from datafetch.store.layout import OutputLayout
 
 _SNAPSHOT_INTERVAL_S = 1.0
 _WATCH_INTERVAL_S = 1.0
+_LAST_UPLOAD_S = 10.0  # before its shards are handed out again
 _MAX_MESSAGES = 200  # of a second or so
 _ABANDONED_EXIT = 3
+
+_Result = TypeVar("_Result")
 
 
 class NodeServer:
@@ -52,9 +74,9 @@ class NodeServer:
     def __init__(self) -> None:
         self._work: _Work | None = None
 
-    def facts(self, out: str, token: str) -> NodeFacts:
-        """What this node has in common with the driver; the arguments are those of ``find_facts``."""
-        return find_facts(out, token)
+    def facts(self, output: NodeOutput) -> NodeFacts:
+        """What this node has in common with the driver; the argument is that of ``find_facts``."""
+        return find_facts(output)
 
     def begin(self, task: NodeTask) -> None:
         """Begin to work.
@@ -89,6 +111,8 @@ class _Work:
         self._has_news = False
         self._wanted = 0
         self._published: list[str] = []
+        self._uploaded: list[UploadedShard] = []
+        self._unrecorded: dict[str, asyncio.Event] = {}
         self._in_use: list[str] = []
         self._answers: int | None = None
         self._messages: deque[NodeMessage] = deque(maxlen=_MAX_MESSAGES)
@@ -97,6 +121,9 @@ class _Work:
         self._end: NodeEnd | None = None
         self._is_over = False
         self._session: Steered | None = None
+        self._copy: NodeCopy | None = None
+        self._copy_threads = ThreadPoolExecutor(MAX_OPEN_SHARDS, thread_name_prefix="bucket")
+        self._job_hash = ""
         self._suspicion = Suspicion()
         self._cleared = asyncio.Event()
         self._trying: set[asyncio.Task[None]] = set()
@@ -130,13 +157,16 @@ class _Work:
         shard = await self._inbox.get()
         if shard is None:
             self._inbox.put_nowait(None)  # for whoever asks next
+        elif self._copy is not None:
+            await self._in_thread(self._copy, self._copy.bring_spools, shard.name, self._job_hash)
         return shard
 
     async def published(self, shard: str) -> None:
-        """Report that a shard is published."""
-        with self._changed:
-            self._published.append(shard)
-            self._tell()
+        """Report that a shard is published, unless the driver has recorded it itself."""
+        if self._copy is None:
+            with self._changed:
+                self._published.append(shard)
+                self._tell()
 
     async def in_use(self, shard: str) -> None:
         """Report that a shard is locked by another process."""
@@ -160,6 +190,8 @@ class _Work:
         if orders.clears:
             self._snapshot = replace(self._snapshot, is_in_doubt=False)
             self._call_in_loop(self._clear)
+        for recorded in orders.recorded:
+            self._call_in_loop(self._unrecorded.pop(recorded).set)
         if orders.urls:
             self._call_in_loop(self._begin_to_try, orders.urls)
 
@@ -168,12 +200,14 @@ class _Work:
             self._snapshot,
             wanted=max(0, self._wanted),
             published=tuple(self._published),
+            uploaded=tuple(self._uploaded),
             in_use=tuple(self._in_use),
             answers=self._answers,
             messages=tuple(self._messages.popleft() for _ in range(len(self._messages))),
             end=self._end,
         )
         self._published.clear()
+        self._uploaded.clear()
         self._in_use.clear()
         self._answers = None
         self._has_news = False
@@ -200,16 +234,37 @@ class _Work:
         try:
             run_alone(self._fetch(), instead="a thread without a loop")
         except ResourceError as error:
-            return NodeEnd(EndKind.RESOURCES, one_line(str(error)))
+            return NodeEnd(EndKind.RESOURCES, self._message_of(error))
         except (ConfigurationError, ManifestError) as error:
-            return NodeEnd(EndKind.REFUSED, one_line(str(error)))
+            return NodeEnd(EndKind.REFUSED, self._message_of(error))
         except BaseException:  # noqa: BLE001 - whatever it is, the driver raises it
             return NodeEnd(EndKind.BUG, traceback.format_exc())
         return NodeEnd(EndKind.DONE)
 
+    def _message_of(self, error: DatafetchError) -> str:
+        """What an error says, of the output and not of the folder on which this node works in its place."""
+        output, message = self._task.output, one_line(str(error))
+        if self._copy is None or isinstance(output, OutputInFolder):
+            return message
+        return message.replace(str(self._copy.layout.out), output.location)
+
     async def _fetch(self) -> None:
-        job, _ = await asyncio.to_thread(read_job, OutputLayout(Path(self._task.out)))
-        job = replace(job, out=self._task.out, finish_by=self._task.finish_by)
+        output = self._task.output
+        if isinstance(output, OutputInFolder):
+            await self._fetch_into(OutputLayout(Path(output.out)))
+            return
+        self._copy = copy = await run_in_thread(NodeCopy, output, self._task.number)
+        try:
+            await self._in_thread(copy, copy.open)
+            await self._fetch_into(copy.layout, stored_at=output.location)
+        finally:
+            await self._in_thread(copy, copy.close)
+            self._copy_threads.shutdown(wait=False)
+
+    async def _fetch_into(self, layout: OutputLayout, *, stored_at: str = "") -> None:
+        job, identity = await asyncio.to_thread(read_job, layout)
+        job = replace(job, out=str(layout.out), stored_at=stored_at, finish_by=self._task.finish_by)
+        self._job_hash = hash_of(identity)
         self._loop = asyncio.get_running_loop()
         snapshots = asyncio.create_task(self._take_snapshots())
         try:
@@ -218,6 +273,9 @@ class _Work:
         finally:
             snapshots.cancel()
         self._end_snapshot(done)
+
+    async def _in_thread(self, copy: NodeCopy, work: Callable[..., _Result], *arguments: object) -> _Result:
+        return await run_in_thread(work, *arguments, on_cancel=copy.stop, threads=self._copy_threads)
 
     def _begin(self, session: Steered) -> None:
         self._session = session
@@ -235,9 +293,23 @@ class _Work:
                     with self._changed:
                         self._tell()
                     await self._cleared.wait()
-                return await commit(work)
+                counts = await commit(work)
+                if self._copy is not None:
+                    await self._have_recorded(self._copy, work.shard)
+                return counts
 
             yield commit_when_sure
+
+    async def _have_recorded(self, copy: NodeCopy, shard: str) -> None:
+        """Upload a shard, and wait until the driver has recorded it."""
+        files = await self._in_thread(copy, copy.upload, shard)
+        recorded = asyncio.Event()
+        with self._changed:
+            self._unrecorded[shard] = recorded
+            self._uploaded.append(UploadedShard(shard, files))
+            self._tell()
+        await recorded.wait()
+        await self._in_thread(copy, copy.forget, shard, self._job_hash)
 
     def _is_in_doubt(self) -> bool:
         return self._session is not None and self._suspicion.look(*_count_images(self._session))
@@ -310,6 +382,10 @@ class _Work:
             if self._end is not None:
                 return
             time.sleep(_WATCH_INTERVAL_S)
+        if self._copy is not None:
+            rest = threading.Thread(target=self._copy.upload_spools, name="rest of the spools", daemon=True)
+            rest.start()
+            rest.join(min(_LAST_UPLOAD_S, self._task.abandoned_after_s / 2))
         os._exit(_ABANDONED_EXIT)
 
 

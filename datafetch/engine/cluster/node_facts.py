@@ -2,7 +2,8 @@
 
 Rules: two nodes write rows of one output, so whatever decides their bytes must be the same: this package to the byte,
 Python's minor version, Pillow and the libraries in it, and the extras that decode or shrink. And a node must see the
-same folders: a random token that the driver has written to the state folder shows that it does.
+same output: a random token that the driver has written to the state folder shows that it does, or, in a bucket, the
+object with the job, whose key is used once.
 """
 
 from __future__ import annotations
@@ -16,7 +17,10 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
+from datafetch.engine.cluster.messages import NodeOutput, OutputInFolder
+from datafetch.errors import DatafetchError
 from datafetch.monitor.cluster_snapshot import read_cluster
+from datafetch.store.buckets.stored_output import read_stored_job
 from datafetch.store.layout import OutputLayout
 
 TOKEN_MODE = "token"  # noqa: S105 - no password: of RAY_AUTH_MODE, that requests are authenticated
@@ -32,13 +36,13 @@ class NodeFacts:
     Attributes:
         versions: The versions of all that decides bytes, by name; empty for what is not there.
         host: The machine's name.
-        sees_output: Whether it sees the driver's state folder.
+        unseen: Why it does not see the driver's output; empty if it does.
         is_authenticated: Whether its part of the cluster was started with token authentication.
     """
 
     versions: Mapping[str, str]
     host: str
-    sees_output: bool
+    unseen: str
     is_authenticated: bool
 
     def differences_from(self, driver: NodeFacts) -> str:
@@ -50,19 +54,38 @@ class NodeFacts:
         )
 
 
-def find_facts(out: str, token: str) -> NodeFacts:
+def find_facts(output: NodeOutput) -> NodeFacts:
     """Find out about this process's machine.
 
     Args:
-        out: The output folder.
-        token: What the driver has written to the output's state folder.
+        output: The output that it is to see.
     """
-    snapshot = read_cluster(OutputLayout(Path(out)))
     return NodeFacts(
         versions=_versions(),
         host=platform.node(),
-        sees_output=snapshot is not None and snapshot.token == token,
+        unseen=_why_unseen(output),
         is_authenticated=asks_for_token(),
+    )
+
+
+def _why_unseen(output: NodeOutput) -> str:
+    if isinstance(output, OutputInFolder):
+        layout = OutputLayout(Path(output.out))
+        snapshot = read_cluster(layout)
+        if snapshot is not None and snapshot.token == output.token:
+            return ""
+        return (
+            f"it does not see {layout.state_folder}; the output has to lie on a filesystem that all nodes share, under "
+            "the same path, or in a bucket"
+        )
+    try:
+        if read_stored_job(output) is not None:
+            return ""
+        reason = "there is no such run"
+    except DatafetchError as error:
+        reason = str(error)
+    return (
+        f"it does not see {output.location}: {reason}; a node needs the bucket's login and endpoint in its environment"
     )
 
 

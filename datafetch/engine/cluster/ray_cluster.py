@@ -27,7 +27,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from datafetch.engine.cluster.messages import NodeReport, NodeTask, Orders
+from datafetch.engine.cluster.messages import NodeOutput, NodeReport, NodeTask, Orders
 from datafetch.engine.cluster.node import NodeServer
 from datafetch.engine.cluster.node_facts import TOKEN_MODE, NodeFacts, asks_for_token
 from datafetch.errors import ConfigurationError, ResourceError
@@ -153,9 +153,9 @@ class RayCluster:
         )
         return actor.remote()
 
-    async def facts(self, server: Any, out: str, token: str) -> NodeFacts:
+    async def facts(self, server: Any, output: NodeOutput) -> NodeFacts:
         """Call a server's ``facts``; it waits until the node's CPUs are free. The errors are those of ``exchange``."""
-        return cast("NodeFacts", await self._result(server.facts.remote(out, token)))
+        return cast("NodeFacts", await self._result(server.facts.remote(output)))
 
     async def begin(self, server: Any, task: NodeTask) -> None:
         """Call a server's ``begin``. The errors are those of ``exchange``."""

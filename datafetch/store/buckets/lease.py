@@ -39,6 +39,18 @@ _POLL_S = 2.0
 _log = logging.getLogger(__name__)
 
 
+class Observed(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What observers are to see of a run, which they don't share a disk with.
+
+    Attributes:
+        progress: Its last heartbeat; None before the first.
+        cluster: The nodes that it steers; None if there are none.
+    """
+
+    progress: dict[str, Any] | None = None
+    cluster: dict[str, Any] | None = None
+
+
 class LeaseState(msgspec.Struct, frozen=True):
     """The content of the lease.
 
@@ -49,7 +61,7 @@ class LeaseState(msgspec.Struct, frozen=True):
         holder: The process.
         renewal: How often it was renewed.
         is_released: Whether the holder has ended.
-        progress: The last heartbeat of the holder's run; None before the first.
+        observed: What observers are to see of the holder's run.
     """
 
     token: Count
@@ -58,7 +70,7 @@ class LeaseState(msgspec.Struct, frozen=True):
     holder: LockHolder
     renewal: Count = 0
     is_released: bool = False
-    progress: dict[str, Any] | None = None
+    observed: Observed = Observed()
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +99,7 @@ class Lease:
         bucket: The bucket.
         key: The key of the lease.
         location: The output, for messages.
-        progress: Returns the last heartbeat of the run, to be stored with the lease; None if there is none.
+        look: Returns what observers are to see of the run, to be stored with the lease.
         lease_s: How long it holds without being renewed.
 
     Attributes:
@@ -100,14 +112,14 @@ class Lease:
         key: str,
         location: str,
         *,
-        progress: Callable[[], dict[str, Any] | None] = lambda: None,
+        look: Callable[[], Observed] = Observed,
         lease_s: float = LEASE_S,
     ) -> None:
         self.token = 0
         self._bucket = bucket
         self._key = key
         self._location = location
-        self._progress = progress
+        self._look = look
         self._lease_s = lease_s
         self._state: LeaseState | None = None
         self._etag = ""
@@ -150,7 +162,7 @@ class Lease:
         if self._thread is not None:
             self._thread.join()
         if self._state is not None and not self._is_lost:
-            state = msgspec.structs.replace(self._state, is_released=True, progress=self._progress())
+            state = msgspec.structs.replace(self._state, is_released=True, observed=self._look())
             try:
                 self._put(state, Condition(self._etag))
             except (DatafetchError, StoppedError) as error:  # it expires
@@ -214,7 +226,7 @@ class Lease:
             state = self._state
             assert state is not None, "it was taken"
             try:
-                renewed = msgspec.structs.replace(state, renewal=state.renewal + 1, progress=self._progress())
+                renewed = msgspec.structs.replace(state, renewal=state.renewal + 1, observed=self._look())
                 if not self._put(renewed, Condition(self._etag)):
                     self._is_lost = True
                     return

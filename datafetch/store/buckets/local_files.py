@@ -26,7 +26,7 @@ import msgspec
 
 from datafetch.errors import ConfigurationError, ResourceError
 from datafetch.model.activities import Activity, ActivityUnit
-from datafetch.model.checksum import crc32
+from datafetch.model.checksum import crc32_of
 from datafetch.store.atomic import sync
 from datafetch.store.buckets.bucket import Bucket
 from datafetch.store.buckets.commit_log import LoggedFile
@@ -34,11 +34,12 @@ from datafetch.store.layout import OutputLayout
 
 _OUT, _STATE = "out", "state"
 _JOURNAL, _IN_USE = "files.jsonl", "in-use"
-_CHUNK_BYTES = 1 << 20
 _THREADS = 16
 _KEPT = frozenset({"lock", "shards.lock", "spool", "scans", "quarantine", "resharding"})
 """What a run resumes with and is nobody's but this machine's, in the state folder."""
-_UNMIRRORED = _KEPT | {"progress.json", "progress", "unpublished", "ready", "resharded", "replaced", "previous"}
+_UNMIRRORED = _KEPT | {
+    *("progress.json", "progress", "cluster.json", "unpublished", "ready", "resharded", "replaced", "previous")
+}
 """What in the state folder is no part of what the bucket holds."""
 
 
@@ -186,8 +187,9 @@ class LocalFiles:
             files: The files by name.
             is_needed: Whether the content of a file is needed; otherwise it is hollow.
         """
-        for folder in _UNMIRRORED - _KEPT:
-            shutil.rmtree(self.layout.state_folder / folder, ignore_errors=True)
+        for one in _UNMIRRORED - _KEPT:
+            shutil.rmtree(self.layout.state_folder / one, ignore_errors=True)
+        self.layout.cluster.unlink(missing_ok=True)
         for name in self.names():
             if name not in files:
                 self.path_of(name).unlink(missing_ok=True)
@@ -201,8 +203,15 @@ class LocalFiles:
         ]
         activity = Activity("copying what the bucket has of the output", len(missing), ActivityUnit.FILE)
         with activity, ThreadPoolExecutor(_THREADS) as threads:
-            for _ in threads.map(lambda one: self._bring(*one, is_needed=is_needed(*one)), missing):
+            for _ in threads.map(lambda one: self.bring_one(*one, is_needed=is_needed(*one)), missing):
                 activity.advance(1)
+
+    def bring_one(self, name: str, file: LoggedFile, *, is_needed: bool) -> None:
+        """Put a file that is in the bucket in its place: with its content if that is needed, otherwise hollow."""
+        if is_needed:
+            self.fill(name, file)
+        else:
+            self.hollow(name, file)
 
     @contextmanager
     def at_hand(self, files: Mapping[str, LoggedFile], path: Path, *, keeps: bool) -> Iterator[None]:
@@ -259,13 +268,7 @@ class LocalFiles:
 
     def checksum(self, name: str) -> int:
         """The CRC-32 of a file."""
-        return _checksum_of(self.path_of(name))
-
-    def _bring(self, name: str, file: LoggedFile, *, is_needed: bool) -> None:
-        if is_needed:
-            self.fill(name, file)
-        else:
-            self.hollow(name, file)
+        return crc32_of(self.path_of(name))
 
     def _download(self, file: LoggedFile, target: Path, *, checks: bool) -> None:
         if not self._bucket.download(file.key, target):
@@ -273,7 +276,7 @@ class LocalFiles:
                 f"s3://{self._bucket.name}/{file.key} is missing, which is a part of the output; put it back, or "
                 "delete the output and its state folder to start over"
             )
-        if checks and (target.stat().st_size != file.size_bytes or _checksum_of(target) != file.crc32):
+        if checks and (target.stat().st_size != file.size_bytes or crc32_of(target) != file.crc32):
             target.unlink()
             raise ResourceError(
                 f"s3://{self._bucket.name}/{file.key} is not what was written to it; run the same command again, and "
@@ -336,11 +339,3 @@ def _prune_empty(folder: Path) -> None:
             _prune_empty(below)
     with suppress(OSError):  # it has files, or does not exist
         folder.rmdir()
-
-
-def _checksum_of(path: Path) -> int:
-    checksum = 0
-    with path.open("rb") as file:
-        while chunk := file.read(_CHUNK_BYTES):
-            checksum = crc32(chunk, checksum)
-    return checksum

@@ -18,6 +18,7 @@ from datafetch.store.layout import SUFFIX
 
 _UNSAFE = re.compile(r"[^\w.-]+", re.ASCII)
 _MAX_NAME_CHARS = 80
+_OWN_KEY = re.compile(r"(?:.*/)?(\d+)-\d+(?:-\d+)?/[^/]+")  # below the prefix of the state folder
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
 
 
@@ -87,6 +88,28 @@ class Place:
     def spool_prefix(self) -> str:
         """What the keys of segments of spools begin with."""
         return f"{self.state_prefix}spool/"
+
+    def final_key(self, name: str) -> str:
+        """The key of one of the trainer's files, by the name that it has in the commit log."""
+        return self.out_prefix + name.removeprefix("out/")
+
+    def own_key(self, name: str, writer: str) -> str:
+        """A key that nobody else writes to, for a file of the state folder or a shard that is no final file.
+
+        Args:
+            name: The file's name in the commit log.
+            writer: What is never given to another file: the fencing token of the run, and numbers.
+        """
+        kind, _, path = name.partition("/")
+        folder, _, file = path.rpartition("/")
+        if kind == "out":
+            folder = f"shards/{folder}".rstrip("/")
+        return f"{self.state_prefix}{folder + '/' if folder else ''}{writer}/{file}"
+
+    def writer_token(self, key: str) -> int | None:
+        """The fencing token in such a key; None if it is another one."""
+        match = _OWN_KEY.fullmatch(key.removeprefix(self.state_prefix)) if key.startswith(self.state_prefix) else None
+        return int(match[1]) if match else None
 
     def working_folder(self, scratch: Path | None) -> Path:
         """The folder of its working copy."""

@@ -191,13 +191,15 @@ class View:
 
     def _show_lease(self, bucket: Bucket) -> None:
         layout = self.layout
-        for path in (layout.lock, layout.progress):
+        for path in (layout.lock, layout.progress, layout.cluster):
             path.unlink(missing_ok=True)
         lease = read_lease(bucket, self._place.lease)
         if lease is not None:
             layout.lock.write_bytes(orjson.dumps(lease.holder))
-            if lease.progress is not None:
-                layout.progress.write_bytes(orjson.dumps(lease.progress))
+            shown = {layout.progress: lease.observed.progress, layout.cluster: lease.observed.cluster}
+            for path, content in shown.items():
+                if content is not None:
+                    path.write_bytes(orjson.dumps(content))
 
     def _open_folder(self, bucket: Bucket) -> LocalFiles:
         """Open the folder for this output, or a temporary one while another process looks at the same output."""

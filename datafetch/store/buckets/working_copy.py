@@ -12,6 +12,10 @@ shards, and a report only if the run is complete. A run that begins takes the le
 log says (``local_files``), on the same machine or on another one. Spools are local; where another machine is to go on
 with them, segments of them are uploaded (``spool_segments``).
 
+A run that steers the nodes of a cluster has the lease and the log, and its nodes upload the shards (``node_copy``). It
+records what they report (``record``), many shards by one entry, and then has of them what it would have if it had
+published them: ledgers, and hollow files of rows. Spools are the nodes' matter.
+
 Of the trainer's files only the final ones have fixed keys. As long as an output is to be resharded, the manifest's
 shards are objects of the state folder (``shards/``). The equal shards are then put under their own keys, before the
 entry with ``equal.json`` makes them the output. Where they replace others, as after a retry, they are first recorded as
@@ -24,13 +28,13 @@ anything is put there, so datafetch deletes nothing that it has not recorded.
 from __future__ import annotations
 
 import logging
-import re
 import shutil
 import threading
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, suppress
-from pathlib import Path
+from enum import Enum, auto
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import orjson
@@ -39,22 +43,33 @@ from datafetch.errors import ConfigurationError, DatafetchError, ResourceError
 from datafetch.model.activities import Activity, ActivityUnit
 from datafetch.store.buckets.bucket import IF_NEW, Bucket, Condition, StoppedError
 from datafetch.store.buckets.commit_log import CommitLog, LogEntry, LoggedFile, keys_of
-from datafetch.store.buckets.lease import LEASE_S, Lease
+from datafetch.store.buckets.lease import LEASE_S, Lease, Observed
 from datafetch.store.buckets.local_files import LocalFiles
 from datafetch.store.buckets.place import Place
 from datafetch.store.buckets.spool_segments import SpoolSegments
+from datafetch.store.buckets.stored_output import StoredOutput, node_name
 from datafetch.store.layout import OutputLayout
 
 _THREADS = 4
 _TAKEOVERS = 5  # of a log to which another process still writes
 _FINAL_TRIES = 3
 _ENTRIES_UNTIL_WHOLE = 256  # what a reader reads at most, a request each
-_REPORT, _RETRY, _STOP = "state/report.json", "state/retry.json", "state/stopped.json"
-_OWN_KEY = re.compile(r"(?:.*/)?(\d+)-\d+/[^/]+")  # of an object of the state folder, below its prefix
+_JOB, _REPORT, _RETRY, _STOP = "state/job.json", "state/report.json", "state/retry.json", "state/stopped.json"
 _SMALL_BYTES = 64 << 10
 _RESHARDING_SHARE = 3  # rows that are kept, the same rows resharded, and room for what is in progress
 
 _log = logging.getLogger(__name__)
+
+
+class Purpose(Enum):
+    """What a working copy is for."""
+
+    RUN = auto()
+    """A run that fetches and publishes shards in it."""
+    RETRY = auto()
+    """A retry, which needs an output that is there."""
+    STEERING = auto()
+    """A run whose shards are fetched and uploaded by the nodes of a cluster."""
 
 
 class WorkingCopy:
@@ -65,7 +80,7 @@ class WorkingCopy:
         scratch: The folder for working copies; None is the user's cache folder.
         suffixes: The suffixes of a shard's files, that of its rows first.
         is_staged: Whether the manifest's shards are no final files, because they are to be resharded.
-        must_exist: Whether there has to be an output already.
+        purpose: What it is for.
         lease_s: How long the lease holds without being renewed.
     """
 
@@ -76,17 +91,18 @@ class WorkingCopy:
         suffixes: Sequence[str],
         *,
         is_staged: bool,
-        must_exist: bool = False,
+        purpose: Purpose,
         lease_s: float = LEASE_S,
     ) -> None:
         self._place = place
         self._suffixes = suffixes
         self._is_staged = is_staged
-        self._must_exist = must_exist
+        self._must_exist = purpose is Purpose.RETRY  # a retry is of something
+        self._is_steering = purpose is Purpose.STEERING
         self._bucket = Bucket(place.bucket)
         self._files = LocalFiles(self._bucket, place.working_folder(scratch), place.name)
         self._log = CommitLog(self._bucket, place.log_prefix, str(place))
-        self._lease = Lease(self._bucket, place.lease, str(place), progress=self._progress, lease_s=lease_s)
+        self._lease = Lease(self._bucket, place.lease, str(place), look=self._look, lease_s=lease_s)
         self._segments = SpoolSegments(self._bucket, place.spool_prefix, self._files.layout.all_spools)
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="publish")
         self._lock = threading.Lock()
@@ -111,9 +127,11 @@ class WorkingCopy:
         """
         self._lease.acquire()
         self._take_over()
-        self._delete_unrecorded()
+        self._abort_uploads()
+        self._delete_unrecorded(self._lease.token)
         self._bring_files()
-        self._segments.restore()
+        if not self._is_steering:
+            self._segments.restore()
 
     def close(self) -> None:
         """Upload the rest of the spools, and release the lease; also if it was never opened."""
@@ -127,8 +145,12 @@ class WorkingCopy:
         """Let requests that wait for their next attempt end."""
         self._bucket.stop.set()
 
-    def begin(self) -> None:
-        """Record what a run has prepared, before its first shard; what it has deleted is deleted in the bucket, too."""
+    def begin(self, *, has_started_over: bool = False) -> None:
+        """Record what a run has prepared, before its first shard; what it has deleted is deleted in the bucket, too.
+
+        Args:
+            has_started_over: Whether no spools count any more. A run that fetches by itself has deleted them.
+        """
         deleted = self._gone_finals()
         self._upload_all(without=self._out_names())
         self._bucket.delete(deleted)
@@ -139,7 +161,25 @@ class WorkingCopy:
                 shards = orjson.loads(self.layout.job.read_bytes())["shards"]
                 finals = [self._final_key(f"out/{shard}{suffix}") for shard in shards for suffix in self._suffixes]
                 self._announce(finals)
-        self._segments.begin(self._lease.token)
+        if self._is_steering:
+            self._segments.forget_all(None if has_started_over else self._recorded_shards())
+        else:
+            self._segments.begin(self._lease.token)
+
+    def stored(self, scratch: Path | None) -> StoredOutput:
+        """The output, as nodes are told of it, once the run has begun.
+
+        Args:
+            scratch: The folder for shards in progress on a node; None is the user's cache folder.
+        """
+        return StoredOutput(
+            str(self._place),
+            self._log.contents.files[_JOB],
+            self._lease.token,
+            tuple(self._suffixes),
+            self._is_staged,
+            None if scratch is None else str(scratch),
+        )
 
     def bring_shard(self, shard: str) -> None:
         """Have the content of a published shard, which is about to be merged with other rows."""
@@ -166,6 +206,51 @@ class WorkingCopy:
             if name.endswith(self._suffixes[0]) and not self._keeps_rows():
                 self._hollow(name)
 
+    def record(self, shards: Mapping[str, Mapping[str, LoggedFile]]) -> None:
+        """Record shards that nodes have uploaded, by one entry.
+
+        Args:
+            shards: The files of each shard, by name.
+
+        Raises:
+            ResourceError: The store can't be reached, or another run has taken over.
+        """
+        files = {name: file for uploaded in shards.values() for name, file in uploaded.items()}
+        names = [name for shard in shards for name in (*self._out_names_of(shard), *self._state_names_of(shard))]
+        with self._lock:
+            gone = [name for name in names if name in self._log.contents.files and name not in files]
+            self._record(files, gone)
+        for name in gone:
+            self._files.path_of(name).unlink(missing_ok=True)
+
+    def bring_recorded(self, files: Mapping[str, LoggedFile]) -> None:
+        """Have the files of a shard that a node has uploaded, the rows hollow.
+
+        Raises:
+            ResourceError: The store can't be reached.
+        """
+        for name in sorted(files, key=lambda one: one.startswith("state/ledger/")):  # which says that all are there
+            is_spool = name.startswith("state/failed/")
+            self._files.bring_one(name, files[name], is_needed=self._is_needed(name, files[name]) and not is_spool)
+
+    def discard(self, files: Iterable[LoggedFile]) -> None:
+        """Delete what a node has uploaded of a shard that another one had published before.
+
+        Raises:
+            ResourceError: The store can't be reached.
+        """
+        recorded = keys_of(self._log.contents.files)
+        keys = [file.key for file in files if not file.key.startswith(self._place.out_prefix)]
+        self._bucket.delete([key for key in keys if key not in recorded])
+
+    def drop_failures(self, spools: Iterable[str], number: int, kinds: Collection[str]) -> None:
+        """Let images be requested again that failed on a node; the arguments are those of ``SpoolSegments``.
+
+        Raises:
+            ResourceError: The store can't be reached.
+        """
+        self._segments.drop_failures(spools, node_name(self._lease.token, number), kinds)
+
     def at_hand(self, path: Path) -> AbstractContextManager[None]:
         """Have the content of a file of rows while it is read."""
         return self._files.at_hand(self._log.contents.files, path, keeps=self._keeps_rows())
@@ -177,6 +262,8 @@ class WorkingCopy:
             ConfigurationError: There are other files in the place of final ones.
             ResourceError: The store can't be reached, or another run has taken over.
         """
+        if self._is_steering:  # nodes have put some
+            self._final_etags = self._list_finals()
         out_names = self._out_names()
         finals = {name: self._final_key(name) for name in out_names}
         files = self._log.contents.files
@@ -196,6 +283,10 @@ class WorkingCopy:
         for name in out_names:
             if name.endswith(self._suffixes[0]):
                 self._hollow(name)
+        if self._is_steering:
+            self._abort_uploads()
+            self._delete_unrecorded(self._lease.token + 1)
+            self._segments.forget_all(self._recorded_shards())
 
     def record_stop(self) -> None:
         """Record why a run has stopped, as far as that is possible."""
@@ -207,7 +298,7 @@ class WorkingCopy:
         """Begin an entry of this holder's own, so that earlier ones can record nothing more."""
         for _ in range(_TAKEOVERS):
             contents = self._log.read()
-            if self._must_exist and "state/job.json" not in contents.files:
+            if self._must_exist and _JOB not in contents.files:
                 raise ConfigurationError(f"there is no run in {self._place}; give the place that a run writes to")
             self._final_etags = self._list_finals()
             try:
@@ -272,8 +363,8 @@ class WorkingCopy:
             found[one.key] = one.etag
         return found
 
-    def _delete_unrecorded(self) -> None:
-        """Delete what earlier holders have uploaded and not recorded, and abort their uploads."""
+    def _abort_uploads(self) -> None:
+        """Abort what earlier holders, or nodes that have ended, have uploaded in part."""
         try:
             for prefix in (self._place.out_prefix, self._place.state_prefix):
                 self._bucket.abort_uploads(prefix)
@@ -283,21 +374,27 @@ class WorkingCopy:
                 "such uploads",
                 error,
             )
+
+    def _delete_unrecorded(self, before: int) -> None:
+        """Delete what was uploaded and not recorded by holders with a lower token than this."""
         prefix, recorded = self._place.state_prefix, keys_of(self._log.contents.files)
         kept = (self._place.spool_prefix, self._place.log_prefix)
         unrecorded = []
         for one in self._bucket.list(prefix):
-            match = None if one.key.startswith(kept) else _OWN_KEY.fullmatch(one.key.removeprefix(prefix))
-            if match and int(match[1]) < self._lease.token and one.key not in recorded:
+            token = None if one.key.startswith(kept) else self._place.writer_token(one.key)
+            if token is not None and token < before and one.key not in recorded:
                 unrecorded.append(one.key)
         self._bucket.delete(unrecorded)
 
-    def _progress(self) -> dict[str, Any] | None:
-        try:
-            found = orjson.loads(self.layout.progress.read_bytes())
-        except (OSError, ValueError):
-            return None
-        return found if isinstance(found, dict) else None
+    def _recorded_shards(self) -> set[str]:
+        """The shards that have a ledger."""
+        names = (PurePosixPath(name) for name in self._log.contents.files)
+        folder = PurePosixPath(self._files.name_of(self.layout.ledgers))
+        return {name.stem for name in names if name.parent == folder}
+
+    def _look(self) -> Observed:
+        """What observers are to see of the run: its last heartbeat, and the nodes that it steers."""
+        return Observed(_read_object(self.layout.progress), _read_object(self.layout.cluster))
 
     def _out_names(self) -> list[str]:
         return [name for name in self._files.names() if name.startswith("out/")]
@@ -330,18 +427,13 @@ class WorkingCopy:
         return name in self._log.contents.files and not self._files.path_of(name).exists()
 
     def _final_key(self, name: str) -> str:
-        return self._place.out_prefix + name.removeprefix("out/")
+        return self._place.final_key(name)
 
     def _own_key(self, name: str) -> str:
         """A key that nobody else writes to, for a file of the state folder or a shard that is no final file."""
-        kind, _, path = name.partition("/")
-        folder, _, file = path.rpartition("/")
-        if kind == "out":
-            folder = f"shards/{folder}".rstrip("/")
         with self._counting:
             self._uploads += 1
-            number = self._uploads
-        return f"{self._place.state_prefix}{folder + '/' if folder else ''}{self._lease.token}-{number}/{file}"
+            return self._place.own_key(name, f"{self._lease.token}-{self._uploads}")
 
     def _upload_all(self, without: Collection[str], announced: Sequence[str] = ()) -> None:
         """Record everything that has changed or is gone, but for some files."""
@@ -500,3 +592,11 @@ class WorkingCopy:
 def _is_top(name: str) -> bool:
     """Whether a file lies right in the state folder."""
     return name.startswith("state/") and name.count("/") == 1
+
+
+def _read_object(path: Path) -> dict[str, Any] | None:
+    try:
+        found = orjson.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) else None

@@ -335,6 +335,7 @@ class Driver:
         self._members: dict[str, _Member] = {}
         self._ended: list[NodeReport] = []  # of nodes that have ended, and may have been started again
         self._numbers = count(1)
+        self._held: dict[str, _Member] = {}
         self._changed = asyncio.Event()
         self._started_s = time.monotonic()
         self._expected_first: set[str] = set()
@@ -551,13 +552,20 @@ class Driver:
         if is_certain or free_in_s <= 0:
             self._lose(member.name, member.holder)
         else:
-            asyncio.get_running_loop().call_later(free_in_s, self._lose, member.name, member.holder)
+            self._held[member.holder] = member
+            asyncio.get_running_loop().call_later(free_in_s, self._free, member.holder)
         if is_certain:
             self._divide(leaving=member)
         else:  # it may be cut off and go on for a while
             loop = asyncio.get_running_loop()
             loop.call_later(self._patience.abandoned_s, partial(self._leave, member, member.limits))
         self._tell()
+
+    def _free(self, holder: str) -> None:
+        """Let others have the shards of a process that may have been alive, once it is known to have ended."""
+        member = self._held.pop(holder, None)
+        if member is not None:
+            self._lose(member.name, holder)
 
     def _lose(self, name: str, holder: str) -> None:
         shards = self._handout.lose(holder)
@@ -570,7 +578,10 @@ class Driver:
             self._divide(leaving=member)
 
     def _forget_gone(self, alive: set[str]) -> None:
-        """Divide the parts of the limits of nodes that could not be reached, once they are known to have ended."""
+        """Give others the shards and the limits of nodes that could not be reached, once they are known to have ended."""
+        for holder, member in list(self._held.items()):
+            if member.node.id not in alive:
+                self._free(holder)
         for member in self._members.values():
             is_idle = member.state in {NodeState.LOST, NodeState.SICK} and not member.is_at_work
             if is_idle and member.limits is not None and member.node.id not in alive:

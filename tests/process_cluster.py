@@ -1,7 +1,8 @@
 """A cluster without Ray: each node is a process of this machine that runs a NodeServer, and is killed for real.
 
 It has the interface of ``RayCluster``, so that what the driver decides can be tested in seconds; ``test_ray.py`` tests
-what Ray does. As a program it is such a process, which reads pickled calls and writes pickled answers.
+what Ray does. As a program it is such a process, which reads pickled calls and writes pickled answers. With
+``DATAFETCH_TEST_SPOOLS_S`` in its environment it uploads what spools have gained after so many seconds.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from datafetch.engine.cluster.messages import NodeOutput, NodeReport, NodeTask, 
 from datafetch.engine.cluster.node import NodeServer
 from datafetch.engine.cluster.node_facts import NodeFacts
 from datafetch.engine.cluster.ray_cluster import ClusterNode, NodeLostError
+from datafetch.store.buckets import spool_segments
 
 
 @dataclass(slots=True, eq=False)
@@ -31,6 +33,7 @@ class ProcessNode:
         prefix: What its processes are started with, such as ``unshare`` with arguments.
         environment: What they have in their environment besides that of the test.
         process: The one that runs its server.
+        task: What it was started with last.
         orders: All orders that it was given.
         reports: All reports that it has made.
     """
@@ -39,6 +42,7 @@ class ProcessNode:
     prefix: Sequence[str] = ()
     environment: Mapping[str, str] = field(default_factory=dict)
     process: subprocess.Popen[bytes] | None = None
+    task: NodeTask | None = None
     orders: list[Orders] = field(default_factory=list)
     reports: list[NodeReport] = field(default_factory=list)
 
@@ -92,6 +96,7 @@ class ProcessCluster:
     async def begin(self, server: ProcessNode, task: NodeTask) -> None:
         """Call a server's ``begin``."""
         assert server.process is not None, "it was started"
+        server.task = task
         await asyncio.to_thread(_call, server.process, "begin", task)
 
     async def exchange(self, server: ProcessNode, orders: Orders, wait_s: float) -> NodeReport:
@@ -125,6 +130,7 @@ def _call(process: subprocess.Popen[bytes], *call: object) -> object:
 def _serve() -> None:
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
+    spool_segments.INTERVAL_S = float(os.environ.get("DATAFETCH_TEST_SPOOLS_S", spool_segments.INTERVAL_S))
     server = NodeServer()
     while True:
         try:

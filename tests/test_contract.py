@@ -1,4 +1,4 @@
-"""The same job by one worker, four workers and three nodes of a Ray cluster, into a folder and into a bucket: same bytes.
+"""The same job by one worker, four workers and three nodes of a Ray cluster, into a folder and a bucket: same bytes.
 
 Each run is disturbed by SIGKILL in its middle: of the whole command, which is then started again, of a worker process,
 or of all processes of a node. What it leaves is compared with what one process leaves in a folder that nobody disturbs:
@@ -38,7 +38,7 @@ SHARDS, IMAGES, PICTURES = 8, 320, 40
 _FAULTS = {3: "missing", 8: "broken", 13: "html"}
 _OUT = Path("coyo-700m", "pkl03-split")
 _WORKER = "datafetch.engine.workers.worker"
-_SLOWLY = ("--max-rate", "150KB/s")  # so that there is a middle
+_SLOWLY, _MORE_SLOWLY = ("--max-rate", "300KB/s"), ("--max-rate", "150KB/s")  # so that there is a middle
 OPTIONS = (
     *("--allow-net", "127.0.0.0/8", "--connections", "8", "--per-host", "8", "--retries", "0", "--world-size", "2"),
 )
@@ -274,7 +274,7 @@ def test_one_of_three_nodes_is_killed(work: Work, target: Target, cluster: RayNo
         return bool(at_work)
 
     disturbed = Disturbance(work, target)
-    options = ("--engine", "ray", "--ray-address", cluster.address, "--processes", "1", *_SLOWLY)
+    options = ("--engine", "ray", "--ray-address", cluster.address, "--processes", "1", *_MORE_SLOWLY)
     disturbed.run(*options, disturb=kill_node, environment=cluster.environment)
     disturbed.check()
     for name in killed:  # for the next test

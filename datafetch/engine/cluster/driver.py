@@ -578,7 +578,7 @@ class Driver:
             self._divide(leaving=member)
 
     def _forget_gone(self, alive: set[str]) -> None:
-        """Give others the shards and the limits of nodes that could not be reached, once they are known to have ended."""
+        """Give others the shards and limits of nodes that could not be reached, once they are known to have ended."""
         for holder, member in list(self._held.items()):
             if member.node.id not in alive:
                 self._free(holder)

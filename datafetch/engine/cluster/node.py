@@ -383,7 +383,7 @@ class _Work:
                 return
             time.sleep(_WATCH_INTERVAL_S)
         if self._copy is not None:
-            rest = threading.Thread(target=self._copy.upload_spools, name="rest of the spools", daemon=True)
+            rest = threading.Thread(target=self._copy.upload_spools, name="last upload", daemon=True)
             rest.start()
             rest.join(min(_LAST_UPLOAD_S, self._task.abandoned_after_s / 2))
         os._exit(_ABANDONED_EXIT)

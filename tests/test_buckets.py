@@ -12,9 +12,13 @@ from pathlib import Path
 import msgspec
 import pytest
 from object_store import BUCKET, Fault, FaultyProxy, ObjectStore, login, use
+from runs import read_lines
 
 from datafetch.engine.recipe import plan_recipe
 from datafetch.errors import ConfigurationError, ResourceError
+from datafetch.model.ledger_line import LedgerLine
+from datafetch.model.outcome import Body, Encoded, Failure, FailureKind
+from datafetch.model.sample import Sample
 from datafetch.store.buckets import bucket as bucket_module
 from datafetch.store.buckets import lease as lease_module
 from datafetch.store.buckets.bucket import IF_NEW, PART_BYTES, Bucket, Condition
@@ -24,6 +28,8 @@ from datafetch.store.buckets.local_files import LocalFiles
 from datafetch.store.buckets.place import Place
 from datafetch.store.buckets.spool_segments import SpoolSegments
 from datafetch.store.lock_holder import LockHolder
+from datafetch.store.spool_format import ImageResult
+from datafetch.store.spool_writer import write_spool
 
 _numbers = count()
 _LARGE_BYTES = 2 * PART_BYTES + 12_345
@@ -433,6 +439,69 @@ def test_a_segment_behind_a_gap_is_left_out(bucket: Bucket, prefix: str, tmp_pat
         bucket.put(f"{prefix}job/a.spool/main/{token:010}-{start:015}-{start + 2:015}", content)
     SpoolSegments(bucket, prefix, tmp_path).restore()
     assert (tmp_path / "job" / "a.spool").read_bytes() == b"aBC"
+
+
+def _spool_of(path: Path, *outcomes: str | None, first: int = 0) -> list[str]:
+    """Write a spool of samples with an image each, from a position on; None is one that arrived. Returns its lines."""
+    records: list[ImageResult | Sample] = []
+    for position, outcome in enumerate(outcomes, first):
+        sample = Sample(position, str(position), (f"http://h/{path.parent.parent.name}/{position}",), {})
+        image: Encoded | Failure = Encoded(b"jpeg", 4, 3, "PNG", "ab")
+        if outcome is not None:
+            image = Failure(FailureKind(outcome), "why", None, 1, "", 1.0)
+        body = image if isinstance(image, Failure) else Body(b"body", sample.urls[0])
+        records += [ImageResult(LedgerLine.of(sample, 0, body, image), b"" if outcome else b"jpeg"), sample]
+    write_spool(path, records)
+    return [sample.urls[0] for sample in records if isinstance(sample, Sample)]
+
+
+def _lines_of(folder: Path) -> list[tuple[str, str]]:
+    """Return URL and outcome of all images in the spools below a folder."""
+    return sorted((line.url, line.outcome) for path in folder.glob("**/*.spool") for line in read_lines(path))
+
+
+@pytest.mark.slow
+def test_what_several_nodes_have_is_put_together_once(bucket: Bucket, prefix: str, tmp_path: Path) -> None:
+    """Of two results the later node's counts, and failures of one that was sick do not; by a node, or by a run."""
+    name, job = "part-00000.spool", "0123456789abcdef"
+    urls = {}
+    for number, (first, outcomes) in enumerate([(0, (None, "connect", "empty")), (2, (None, None))], 1):
+        folder = tmp_path / f"node-{number}"
+        urls[number] = _spool_of(folder / job / name, *outcomes, first=first)
+        node = SpoolSegments(bucket, prefix, folder, node=f"7-{number}")
+        node.begin(7)
+        node.end()
+    writer = SpoolSegments(bucket, prefix, tmp_path / "driver")
+    writer.drop_failures([f"{job}/{name}"], "7-1", ["connect"])
+    expected = sorted([(urls[1][0], "ok"), (urls[2][0], "ok"), (urls[2][1], "ok")])
+    other = SpoolSegments(bucket, prefix, tmp_path / "other", node="7-3")
+    other.bring(f"{job}/{name}")
+    assert _lines_of(tmp_path / "other") == expected
+    local = tmp_path / "run" / job / name  # what the run has itself is not there twice
+    own = _spool_of(local, None, first=3)
+    alone = SpoolSegments(bucket, prefix, tmp_path / "run")
+    alone.restore()
+    assert _lines_of(tmp_path / "run") == sorted([*expected[:1], (urls[2][0], "ok"), (own[0], "ok")])
+    other.forget(f"{job}/{name}")
+    assert list(bucket.list(prefix)) == []
+
+
+@pytest.mark.slow
+def test_segments_of_recorded_shards_are_deleted(bucket: Bucket, prefix: str, tmp_path: Path) -> None:
+    """And those of retries, repairs and open shards are not, unless a run has started over."""
+    segment = f"{1:010}-{0:015}-{2:015}"
+    keys = [
+        f"{prefix}0123456789abcdef/{shard}.spool/worker-1-2/{name}"
+        for shard, name in (("a", segment), ("a", "dropped"), ("b", segment))
+    ]
+    keys.append(f"{prefix}0123456789abcdef-retry-1-x/a.spool/main/{segment}")
+    for key in keys:
+        bucket.put(key, b"[]")
+    segments = SpoolSegments(bucket, prefix, tmp_path)
+    segments.forget_all({"a"})
+    assert [one.key for one in bucket.list(prefix)] == sorted(keys[2:])
+    segments.forget_all(None)
+    assert list(bucket.list(prefix)) == []
 
 
 def test_the_data_folder_may_be_in_a_bucket() -> None:

@@ -25,7 +25,9 @@ from datafetch.engine.cluster.driver import Patience, run_on_cluster
 from datafetch.engine.cluster.messages import NodeReport, Orders
 from datafetch.engine.cluster.ray_cluster import NodeLostError
 from datafetch.errors import ConfigurationError
+from datafetch.monitor.cluster_snapshot import NodeState
 from datafetch.store.buckets import bucket as bucket_module
+from datafetch.store.buckets import lease
 from datafetch.store.buckets.bucket import Bucket
 from datafetch.store.buckets.place import Place
 from datafetch.store.buckets.spool_segments import SpoolSegments
@@ -136,16 +138,23 @@ def test_nodes_make_what_one_process_makes(job: Job, proxy: FaultyProxy, store: 
     assert [path for path in tmp_path.glob("cache-of-*/**/*") if path.is_file() and path.name != "in-use"] == []
 
 
+@pytest.mark.rotating
 @pytest.mark.usefixtures("proxy")
-def test_others_go_on_with_what_a_killed_node_has_uploaded(job: Job, tmp_path: Path, own_origin: Origin) -> None:
-    """Images in its open shards are not requested again if they were uploaded."""
+def test_others_go_on_with_what_a_killed_node_has_uploaded(
+    job: Job, tmp_path: Path, own_origin: Origin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Images in its open shards are not requested again if they were uploaded; until then status shows both nodes."""
+    monkeypatch.setattr(lease, "_RENEWALS", 300)
     uploaded: set[str] = set()
+    seen: set[str] = set()
 
     def kill(node: ProcessNode, _: NodeReport) -> None:
         assert node.task is not None
         assert node.process is not None
         own = f"/worker-{node_name(1, node.task.number)}/"
-        if not uploaded and any(key.startswith("spool/") and own in key for key in state_keys(job.out)):
+        if len(seen) < 2:
+            seen.update(one.name for one in read_status(job.out).nodes if one.state is NodeState.AT_WORK)
+        elif not uploaded and any(key.startswith("spool/") and own in key for key in state_keys(job.out)):
             node.process.kill()
             uploaded.update(urls_in_spools(job, tmp_path))
             before.update(own_origin.requests())
@@ -153,6 +162,7 @@ def test_others_go_on_with_what_a_killed_node_has_uploaded(job: Job, tmp_path: P
     before: dict[str, int] = {}
     cluster = Cluster(tmp_path, "a", "b", environment={"DATAFETCH_TEST_SPOOLS_S": "0.3"}, look=kill)
     report = driven(slowly(job), cluster)
+    assert seen == {"a", "b"}
     assert uploaded
     assert report.totals.ok == IMAGES - len(FAULTS)
     again = requests_since(own_origin, before).keys() & {path_of(url) for url in uploaded}
@@ -169,6 +179,7 @@ def urls_in_spools(job: Job, tmp_path: Path) -> set[str]:
     return {line.url for path in folder.glob("**/*.spool") for line in read_lines(path)}
 
 
+@pytest.mark.rotating
 @pytest.mark.usefixtures("proxy")
 def test_what_was_uploaded_and_not_recorded_counts_for_nothing(job: Job, tmp_path: Path) -> None:
     """A node is killed when it has uploaded a shard, and the driver does not hear of it; another one makes it again."""
@@ -186,6 +197,7 @@ def test_what_was_uploaded_and_not_recorded_counts_for_nothing(job: Job, tmp_pat
     check_like_alone(job, tmp_path)
 
 
+@pytest.mark.rotating
 @pytest.mark.usefixtures("proxy")
 def test_a_node_that_can_not_be_reached_goes_on_in_vain(job: Job, tmp_path: Path) -> None:
     """It is not killed, and uploads its shards, while others are handed them at once; nothing is there twice."""
@@ -208,6 +220,7 @@ def test_a_node_that_can_not_be_reached_goes_on_in_vain(job: Job, tmp_path: Path
     check_like_alone(job, tmp_path)
 
 
+@pytest.mark.rotating
 @pytest.mark.usefixtures("proxy")
 @pytest.mark.parametrize("is_alone", [False, True], ids=["a cluster", "one process"])
 def test_others_go_on_when_the_driver_is_lost(
@@ -236,6 +249,7 @@ def test_others_go_on_when_the_driver_is_lost(
     check_like_alone(job, tmp_path)
 
 
+@pytest.mark.rotating
 def test_faults_of_the_store_change_nothing(job: Job, proxy: FaultyProxy, tmp_path: Path) -> None:
     """Some requests of the driver and of its nodes are throttled, reset, half received or answered into nowhere."""
     chances = random.Random(7)
@@ -247,6 +261,7 @@ def test_faults_of_the_store_change_nothing(job: Job, proxy: FaultyProxy, tmp_pa
     check_like_alone(job, tmp_path)
 
 
+@pytest.mark.rotating
 @pytest.mark.usefixtures("proxy")
 @pytest.mark.parametrize(
     ("environment", "message"),

@@ -70,6 +70,10 @@ class LogEntry(msgspec.Struct, frozen=True, omit_defaults=True):
     no_finals: bool = False
 
 
+# Made here, by one thread: two that are the first to decode a type can crash msgspec (0.22).
+_entries = msgspec.json.Decoder(LogEntry)
+
+
 @dataclass(slots=True)
 class Contents:
     """What a log adds up to.
@@ -175,7 +179,7 @@ class CommitLog:
         if found is None:
             return None
         try:
-            return msgspec.json.decode(found.body, type=LogEntry)
+            return _entries.decode(found.body)
         except ValueError as error:
             raise ConfigurationError(
                 f"s3://{self._bucket.name}/{self._key(number)} is not an entry of this version of datafetch; put it "

@@ -73,6 +73,9 @@ class LeaseState(msgspec.Struct, frozen=True):
     observed: Observed = Observed()
 
 
+_states = msgspec.json.Decoder(LeaseState)
+
+
 @dataclass(frozen=True, slots=True)
 class _Found:
     state: LeaseState
@@ -275,7 +278,7 @@ def _read(bucket: Bucket, key: str) -> _Found | None:
     if found is None:
         return None
     try:
-        state = msgspec.json.decode(found.body, type=LeaseState)
+        state = _states.decode(found.body)
     except ValueError as error:
         raise ConfigurationError(
             f"s3://{bucket.name}/{key} is not a lock of this version of datafetch; delete it if no run is at work"

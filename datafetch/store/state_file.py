@@ -7,9 +7,8 @@ used. Keys that the type does not have, which a later version may have written, 
 from __future__ import annotations
 
 import threading
-from functools import cache
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -17,6 +16,7 @@ from datafetch.errors import ConfigurationError, raise_if_exhausted
 from datafetch.model.regular_file import NotRegularFileError, open_regular
 
 _T = TypeVar("_T")
+_decoders: dict[type, msgspec.json.Decoder[Any]] = {}
 _building = threading.Lock()  # two threads that are the first to decode a type can crash msgspec (0.22)
 _MAX_BYTES = 1 << 30  # equal.json has 1.25 bits per sample; no other state file grows with the samples
 
@@ -73,7 +73,8 @@ def _decode(path: Path, kind: type[_T], max_bytes: int) -> _T:
     return _decoder_of(kind).decode(content)
 
 
-@cache
 def _decoder_of(kind: type[_T]) -> msgspec.json.Decoder[_T]:
     with _building:
-        return msgspec.json.Decoder(kind)
+        if kind not in _decoders:
+            _decoders[kind] = msgspec.json.Decoder(kind)
+        return _decoders[kind]

@@ -8,7 +8,7 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
@@ -22,17 +22,19 @@ from jobs import coyo_job, files_of, read_ledger
 from process_cluster import ProcessCluster, ProcessNode
 
 import datafetch
+from benchmarks.simulated_cluster import SimulatedCluster, Simulation, begun_run
 from datafetch import Job, Report, RunState, read_status
 from datafetch.cli.status_text import status_text
 from datafetch.demo.manifest import CoyoSource, write_coyo_source
 from datafetch.demo.origin import Origin
 from datafetch.engine.cluster.choice import Engine, WhereToRun
-from datafetch.engine.cluster.driver import Patience, run_on_cluster
+from datafetch.engine.cluster.driver import Driver, Patience, run_on_cluster
 from datafetch.engine.cluster.handout import IN_USE_S, Handout
 from datafetch.engine.cluster.limits import NodeLimits, divide_limits
 from datafetch.engine.cluster.messages import EndKind, NodeReport, NodeTask, Orders, OutputInFolder
 from datafetch.engine.cluster.node import NodeServer
 from datafetch.engine.cluster.node_facts import NodeFacts, find_facts
+from datafetch.engine.cluster.shared_output import FolderOutput
 from datafetch.engine.cluster.suspicion import Suspicion, is_sick
 from datafetch.engine.feed import SuppliedShard
 from datafetch.engine.runner import finish_dataset
@@ -42,6 +44,7 @@ from datafetch.fetch import FetchPolicy
 from datafetch.model.ledger_line import LedgerLine
 from datafetch.model.outcome import Body, Encoded, Failure, FailureKind
 from datafetch.model.sample import Sample
+from datafetch.model.statistics import Statistics
 from datafetch.monitor.cluster_snapshot import ClusterSnapshot, NodeSnapshot, NodeState, read_cluster, write_cluster
 from datafetch.store.layout import OutputLayout
 from datafetch.store.lock import ShardLocks
@@ -455,6 +458,50 @@ def test_a_node_without_a_driver_ends_itself(job: Job) -> None:
     assert server.process is not None
     assert server.process.wait(_PATIENCE_S) == 3
     cluster.kill(server)
+
+
+def drive(folder: Path, cluster: SimulatedCluster, shards: int, **patience: float) -> int:
+    """Publish shards on simulated nodes; return how many nodes were listed at the end."""
+    layout = OutputLayout(folder / "out")
+    begun = begun_run(layout, shards)
+    waits = {"abandoned_s": 30.0, "silence_s": 60.0, "first_rest_s": 0.01, **patience}
+    driver = Driver(Job("coyo", "source", str(layout.out)), begun, FolderOutput(layout), Patience(**waits))
+    most_listed = 0
+
+    async def watch(take: Callable[[], Statistics]) -> None:
+        nonlocal most_listed
+        while take().shards_published < shards:
+            snapshot = read_cluster(layout)
+            most_listed = max(most_listed, 0 if snapshot is None else len(snapshot.nodes))
+            await asyncio.sleep(0.01)
+
+    done = asyncio.run(driver.run(cluster, [watch]))  # type: ignore[arg-type]
+    assert done.arrived == driver.statistics().shards_published == shards
+    return most_listed
+
+
+def test_a_driver_asks_seldom_which_nodes_there_are(tmp_path: Path) -> None:
+    """That costs the more the more nodes there are, so it does not depend on the number of shards."""
+    cluster = SimulatedCluster(4, Simulation(shard_s=0.001))
+    drive(tmp_path, cluster, 2_000)
+    assert cluster.exchanges > 1_000
+    assert cluster.looks < 100
+
+
+def test_nodes_are_called_often_enough_however_many(tmp_path: Path) -> None:
+    """Of very many nodes each is called less often, but before it takes its driver for dead."""
+    cluster = SimulatedCluster(400, Simulation(shard_s=0.001))
+    drive(tmp_path, cluster, 1_000, abandoned_s=8.0)
+    assert cluster.longest_wait_s == 2.0
+
+
+@pytest.mark.rotating
+def test_nodes_that_have_left_are_forgotten(tmp_path: Path) -> None:
+    """Of hundreds of machines that come and go, the latest are listed; what all of them did is counted."""
+    cluster = SimulatedCluster(20, Simulation(shard_s=0.001, lives_shards=4))
+    most_listed = drive(tmp_path, cluster, 2_000)
+    assert cluster.nodes_ever > 400
+    assert most_listed <= 200  # those at work, 100 that have left, and some about to be forgotten
 
 
 @pytest.mark.rotating

@@ -53,6 +53,7 @@ from datafetch.engine.runner import finish_dataset
 from datafetch.engine.share import BegunRun, begin_dataset
 from datafetch.errors import ConfigurationError, DatafetchError, ResourceError
 from datafetch.fetch.fetcher import UNREACHED
+from datafetch.model.ledger_line import ShardCounts
 from datafetch.model.location import is_bucket, without_secrets
 from datafetch.model.observers import Observer, SafeObserver, as_observers, observed_by
 from datafetch.model.outcome import FailureKind
@@ -79,7 +80,10 @@ SILENCE_S = 90.0
 """After how many seconds without an answer a node is given up; longer, so that it has ended itself by then."""
 _EXCHANGE_S = 1.0  # a call returns after so long even without news
 _NODES_PER_EXCHANGE_S = 100  # of very many nodes each is called less often, so that a driver bears a thousand
+_MAX_EXCHANGE_SHARE = 4  # a node is called so often in the time after which it would end itself
+_MAX_GONE = 100  # nodes that have left the cluster and are still listed; machines that are lent come and go
 _WATCH_INTERVAL_S = 2.0
+_TELL_S = 0.05
 _FACTS_TIMEOUT_S = 120.0  # a node loads Pillow and the package from a shared filesystem, which may be slow
 _ADMISSION_S = 20.0  # so long the first nodes wait for each other, so that limits are divided once
 _TIRED_S = 30.0  # without any node at work, a line says what is waited for
@@ -131,6 +135,7 @@ class _Member:
         rests: How often it was given up since it last published a shard.
         given: The sizes of the shards that it was given since it started.
         is_at_work: Whether a process runs on it that has answered.
+        is_over: Whether it is never tried again.
         is_sick: Whether another node has reached what it did not reach.
         is_asked_about: Whether another node is trying URLs that it did not reach.
         is_cleared: Whether it is to be told that its network is sound.
@@ -154,6 +159,7 @@ class _Member:
     rests: int = 0
     given: int = 0
     is_at_work: bool = False
+    is_over: bool = False
     is_sick: bool = False
     is_asked_about: bool = False
     is_cleared: bool = False
@@ -333,10 +339,13 @@ class Driver:
         self._patience = patience
         self._handout = Handout(begun.open_shards)
         self._members: dict[str, _Member] = {}
-        self._ended: list[NodeReport] = []  # of nodes that have ended, and may have been started again
+        self._taking: set[str] = set()  # the nodes that take shards, or soon will
+        self._open_size = sum(begun.sizes[shard.name] for shard in begun.open_shards)
+        self._ended: FetchedShards | None = None  # what all nodes did that have ended, and may have been started again
         self._numbers = count(1)
         self._held: dict[str, _Member] = {}
         self._changed = asyncio.Event()
+        self._is_told = False
         self._started_s = time.monotonic()
         self._expected_first: set[str] = set()
         self._facts: NodeFacts | None = None
@@ -367,17 +376,16 @@ class Driver:
         """How the run stands: what was published before, and what the nodes have done."""
         published = self._begun.published
         now = [one.report.statistics for one in self._members.values() if one.is_at_work and one.report.statistics]
-        gone = [report.done.totals for report in self._ended if report.done is not None]
+        gone = self._ended or FetchedShards(ShardCounts())
         waiting = [one.waiting for one in now if one.waiting is not None]
         return Statistics(
             expected_images=self._expected_images(),
-            ok=published.ok + sum(one.ok for one in now) + sum(one.ok for one in gone),
-            failed=published.failed + sum(one.failed for one in now) + sum(one.failed for one in gone),
+            ok=published.ok + sum(one.ok for one in now) + gone.totals.ok,
+            failed=published.failed + sum(one.failed for one in now) + gone.totals.failed,
             earlier=published.images + sum(one.earlier for one in now),
             shards=len(self._begun.open_shards),
-            shards_published=sum(one.published for one in self._members.values()),
-            fetched_bytes=sum(one.fetched_bytes for one in now)
-            + sum(report.done.fetched_bytes for report in self._ended if report.done is not None),
+            shards_published=self._handout.published,
+            fetched_bytes=gone.fetched_bytes + sum(one.fetched_bytes for one in now),
             connections=sum(one.connections for one in now),
             open_requests=sum(one.open_requests for one in now),
             elapsed_s=time.monotonic() - self._started_s,
@@ -395,7 +403,6 @@ class Driver:
             ResourceError: All nodes lack something.
         """
         await self._refuse_open(cluster)
-        tasks: set[asyncio.Task[None]] = set()
         idle_since_s = time.monotonic()
         while not self._handout.is_complete:
             nodes = await asyncio.to_thread(cluster.nodes)
@@ -404,7 +411,7 @@ class Driver:
             for node in nodes:
                 if node.id not in self._members:
                     member = self._members[node.id] = _Member(node)
-                    tasks.add(group.create_task(self._keep_at_work(cluster, member)))
+                    group.create_task(self._keep_at_work(cluster, member))
             self._forget_gone({node.id for node in nodes})
             self._refuse_without_nodes(nodes)
             if any(one.is_at_work for one in self._members.values()):
@@ -416,9 +423,14 @@ class Driver:
                 await self._wait_for_change(_WATCH_INTERVAL_S)
         self._is_over = True
         self._tell()
-        await asyncio.gather(*tasks)
 
     async def _keep_at_work(self, cluster: RayCluster, member: _Member) -> None:
+        try:
+            await self._work_again_and_again(cluster, member)
+        finally:
+            member.is_over = True
+
+    async def _work_again_and_again(self, cluster: RayCluster, member: _Member) -> None:
         """Let a node work until nothing is left, and again after a rest if it was lost."""
         while not self._is_over:
             try:
@@ -531,6 +543,8 @@ class Driver:
         """Divide the limits among the nodes that have a part of them."""
         if leaving is not None:
             leaving.limits = leaving.confirmed = None
+        if self._is_over:  # nobody requests anything any more
+            return
         sharing = [one for one in self._members.values() if one.limits is not None or one is joining]
         if sharing:
             for one, limits in zip(sharing, divide_limits(self._job.fetch, len(sharing)), strict=True):
@@ -540,7 +554,8 @@ class Driver:
     async def _let_go(self, member: _Member, *, is_certain: bool) -> None:
         """Let the shards of a node that has ended wait for others, and divide its part of the limits."""
         member.is_at_work = False
-        self._ended.append(member.report)
+        if member.report.done is not None:
+            self._ended = _sum_of(one for one in (self._ended, member.report.done) if one is not None)
         if member.asked_for is not None:  # somebody else will be asked
             member.asked_for[0].is_asked_about = False
             member.asked_for = None
@@ -578,14 +593,18 @@ class Driver:
             self._divide(leaving=member)
 
     def _forget_gone(self, alive: set[str]) -> None:
-        """Give others the shards and limits of nodes that could not be reached, once they are known to have ended."""
+        """Give others the shards and limits of nodes that are known to have ended; keep the latest of such nodes only."""
         for holder, member in list(self._held.items()):
             if member.node.id not in alive:
                 self._free(holder)
-        for member in self._members.values():
+        gone = [member for member in self._members.values() if member.node.id not in alive]
+        for member in gone:
             is_idle = member.state in {NodeState.LOST, NodeState.SICK} and not member.is_at_work
-            if is_idle and member.limits is not None and member.node.id not in alive:
+            if is_idle and member.limits is not None:
                 self._divide(leaving=member)
+        over = [member for member in gone if member.is_over and member.limits is None]
+        for member in over[: max(0, len(over) - _MAX_GONE)]:
+            del self._members[member.node.id]
 
     # --- a node at work
 
@@ -600,7 +619,8 @@ class Driver:
         """
         orders = Orders()
         while True:
-            wait_s = max(_EXCHANGE_S, len(self._members) / _NODES_PER_EXCHANGE_S)
+            wait_s = max(_EXCHANGE_S, len(self._taking) / _NODES_PER_EXCHANGE_S)
+            wait_s = min(wait_s, max(_EXCHANGE_S, self._patience.abandoned_s / _MAX_EXCHANGE_SHARE))
             member.called_s = time.monotonic()
             try:
                 async with asyncio.timeout(wait_s + self._patience.silence_s):
@@ -645,14 +665,15 @@ class Driver:
             suspect.is_cleared = not suspect.is_sick
         if report.is_in_doubt and not (member.is_asked_about or member.is_cleared or member.is_sick):
             self._ask_another(member, report.unreached)
-        if report.published or not report.is_within_limits or not before.is_within_limits:
+        if not (report.is_within_limits and before.is_within_limits):
             self._tell()
 
     def _mark_published(self, member: _Member, shard: str) -> None:
         self._handout.mark_published(member.holder, shard)
         member.published += 1
         member.rests = 0
-        self._tell()
+        if self._handout.is_complete:
+            self._tell()
 
     async def _take_recorded(self, member: _Member, patience_s: float | None) -> None:
         """Wait for some seconds, or as long as it takes, until something is recorded that a node has uploaded.
@@ -684,10 +705,8 @@ class Driver:
 
     def _orders_for(self, member: _Member, report: NodeReport) -> Orders:
         shards = []
-        taking = {NodeState.STARTING, NodeState.AT_WORK}
-        nodes = sum(one.state in taking for one in self._members.values())
         for _ in range(report.wanted):
-            shard = self._handout.take(member.holder, time.monotonic(), max(1, nodes))
+            shard = self._handout.take(member.holder, time.monotonic(), max(1, len(self._taking)))
             if shard is None:
                 break
             shards.append(shard)
@@ -776,36 +795,30 @@ class Driver:
         if not known:
             return None
         images_per_size = sum(images for images, _ in known) / sum(size for _, size in known)
-        open_size = sum(self._begun.sizes[shard.name] for shard in self._begun.open_shards)
-        return self._begun.published.images + round(images_per_size * open_size)
+        return self._begun.published.images + round(images_per_size * self._open_size)
 
     def _done(self) -> FetchedShards:
-        done = [report.done for report in self._ended if report.done is not None]
-        alike = {one.failed_alike for one in done}
-        return FetchedShards(
-            totals=self._begun.published,
-            ended=sum(one.ended for one in done),
-            ended_ok=sum(one.ended_ok for one in done),
-            not_requested=sum(one.not_requested for one in done),
-            arrived=sum(one.arrived for one in done),
-            repeated=sum(one.repeated for one in done),
-            fetched_bytes=sum(one.fetched_bytes for one in done),
-            written_bytes=sum(one.written_bytes for one in done),
-            requests=sum(one.requests for one in done),
-            connections=sum(one.connections for one in done),
-            peak_open_requests=sum(one.peak_open_requests for one in done),
-            elapsed_s=time.monotonic() - self._started_s,
-            failed_alike=alike.pop() if len(alike) == 1 else None,
-            networks=tuple(dict.fromkeys(network for one in done for network in one.networks)),
-        )
+        done = self._ended or FetchedShards(ShardCounts())
+        return replace(done, totals=self._begun.published, elapsed_s=time.monotonic() - self._started_s)
 
     def _set_state(self, member: _Member, state: NodeState, reason: str) -> None:
         member.state, member.reason = state, reason
+        if state in {NodeState.STARTING, NodeState.AT_WORK}:
+            self._taking.add(member.node.id)
+        else:
+            self._taking.discard(member.node.id)
         if state is not NodeState.STARTING:
             self._expected_first.discard(member.node.id)
         self._tell()
 
     def _tell(self) -> None:
+        """Wake those that wait for a change, a moment later: a thousand nodes that join change a thousand things."""
+        if not self._is_told:
+            self._is_told = True
+            asyncio.get_running_loop().call_later(_TELL_S, self._wake)
+
+    def _wake(self) -> None:
+        self._is_told = False
         self._changed.set()
 
     async def _wait_for_change(self, timeout_s: float) -> None:
@@ -838,3 +851,24 @@ class Driver:
                 tuple(one.snapshot() for one in list(self._members.values())),
             ),
         )
+
+
+def _sum_of(some: Iterable[FetchedShards]) -> FetchedShards:
+    """What several processes did; all but how long it took."""
+    done = tuple(some)
+    alike = {one.failed_alike for one in done}
+    return FetchedShards(
+        totals=ShardCounts.sum(one.totals for one in done),
+        ended=sum(one.ended for one in done),
+        ended_ok=sum(one.ended_ok for one in done),
+        not_requested=sum(one.not_requested for one in done),
+        arrived=sum(one.arrived for one in done),
+        repeated=sum(one.repeated for one in done),
+        fetched_bytes=sum(one.fetched_bytes for one in done),
+        written_bytes=sum(one.written_bytes for one in done),
+        requests=sum(one.requests for one in done),
+        connections=sum(one.connections for one in done),
+        peak_open_requests=sum(one.peak_open_requests for one in done),
+        failed_alike=alike.pop() if len(alike) == 1 else None,
+        networks=tuple(dict.fromkeys(network for one in done for network in one.networks)),
+    )

@@ -34,12 +34,18 @@ class Handout:
         self._waiting = deque(shards)
         self._in_use: list[tuple[float, SuppliedShard]] = []
         self._handed_out: dict[str, dict[str, SuppliedShard]] = {}
+        self._held = 0  # all of these
         self._published: set[str] = set()
 
     @property
     def is_complete(self) -> bool:
         """Whether all shards are published."""
-        return not (self._waiting or self._in_use or any(self._handed_out.values()))
+        return not (self._waiting or self._in_use or self._held)
+
+    @property
+    def published(self) -> int:
+        """The number of shards that are published."""
+        return len(self._published)
 
     def take(self, node: str, now_s: float, nodes: int = 1) -> SuppliedShard | None:
         """The next shard for a node; None if none is to be had now, although some may be later.
@@ -51,34 +57,40 @@ class Handout:
         """
         while self._in_use and self._in_use[0][0] <= now_s:
             self._waiting.appendleft(self._in_use.pop(0)[1])
-        handed_out = sum(map(len, self._handed_out.values()))
-        fair = ceil((len(self._waiting) + len(self._in_use) + handed_out) / nodes)
+        fair = ceil((len(self._waiting) + len(self._in_use) + self._held) / nodes)
         while self._waiting and len(self._handed_out.get(node, {})) < fair:
             shard = self._waiting.popleft()
             if shard.name not in self._published:
                 self._handed_out.setdefault(node, {})[shard.name] = shard
+                self._held += 1
                 return shard
         return None
 
     def mark_published(self, node: str, shard: str) -> None:
         """Record that a node has published a shard, or has found it published."""
-        self._handed_out.get(node, {}).pop(shard, None)
+        self._take_from(node, shard)
         self._published.add(shard)
         # A node that was given up may have published what another one was handed meanwhile.
         self._in_use = [waiting for waiting in self._in_use if waiting[1].name != shard]
 
     def give_back(self, node: str, shard: str, now_s: float) -> None:
         """Record that a node has found a shard locked by another process."""
-        taken = self._handed_out.get(node, {}).pop(shard, None)
+        taken = self._take_from(node, shard)
         if taken is not None and shard not in self._published:
             self._in_use.append((now_s + IN_USE_S, taken))
 
     def lose(self, node: str) -> tuple[str, ...]:
         """Let the shards of a node wait again that is lost; return their names."""
         lost = list(self._handed_out.pop(node, {}).values())
+        self._held -= len(lost)
         self._waiting.extendleft(reversed(lost))
         return tuple(shard.name for shard in lost)
 
     def shards_of(self, node: str) -> tuple[str, ...]:
         """The shards that a node has now."""
         return tuple(self._handed_out.get(node, {}))
+
+    def _take_from(self, node: str, shard: str) -> SuppliedShard | None:
+        taken = self._handed_out.get(node, {}).pop(shard, None)
+        self._held -= taken is not None
+        return taken

@@ -28,7 +28,6 @@ def divide_limits(policy: FetchPolicy, nodes: int) -> tuple[NodeLimits, ...]:
     """Divide the limits of a policy among a number of nodes, as evenly as whole requests allow."""
     rate = policy.max_rate_bytes_per_s
     share, larger_shares = divmod(policy.per_host, nodes)
-    return tuple(
-        NodeLimits(max(1, share + (node < larger_shares)), None if rate is None else max(1, rate // nodes))
-        for node in range(nodes)
-    )
+    rate_share = None if rate is None else max(1, rate // nodes)
+    larger, smaller = NodeLimits(share + 1, rate_share), NodeLimits(max(1, share), rate_share)
+    return (larger,) * larger_shares + (smaller,) * (nodes - larger_shares)

@@ -17,6 +17,7 @@ import socket
 import struct
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
@@ -25,6 +26,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self, cast
 
+import orjson
 import uvloop
 
 from benchmarks.host_farm_tls import Identities, TlsConnection
@@ -39,6 +41,7 @@ _SMALL_PIECE = b"".join(b"%x\r\n%b\r\n" % (size, b"." * size) for size in (2, 5,
 _HOSTS_PER_NETWORK = 1 << 16
 _NETWORKS = 250
 _COUNT = b"?"  # on standard input; the answer is the number of requests, on a line
+_REPEATED = b"+"  # the answer is a JSON object, on a line
 
 
 class Behaviour(StrEnum):
@@ -76,6 +79,7 @@ class HostFarm:
         authority: The file to write the certificate to that clients must trust (``SSL_CERT_FILE``). If it is given, all
             hosts speak TLS only.
         pictures: The folder of the pictures to serve, numbered in the order of their names; None for random bytes.
+        counts_targets: Whether it counts the requests of each URL, for ``repeated``.
     """
 
     def __init__(
@@ -83,6 +87,8 @@ class HostFarm:
         delay_ms: tuple[float, float] | HeavyTail = (0.0, 0.0),
         authority: Path | None = None,
         pictures: Path | None = None,
+        *,
+        counts_targets: bool = False,
     ) -> None:
         self._options: list[str] = []
         if isinstance(delay_ms, HeavyTail):
@@ -93,6 +99,8 @@ class HostFarm:
             self._options += ["--authority", str(authority)]
         if pictures:
             self._options += ["--pictures", str(pictures)]
+        if counts_targets:
+            self._options += ["--counts-targets"]
         self._scheme = "https" if authority else "http"
         self._process: subprocess.Popen[bytes] | None = None
         self._port = 0
@@ -129,13 +137,21 @@ class HostFarm:
 
     def requests(self) -> int:
         """The number of requests since the start."""
+        return int(self._ask(_COUNT))
+
+    def repeated(self) -> dict[str, int]:
+        """Path → number of requests, of those URLs that were requested more than once."""
+        counts: dict[str, int] = orjson.loads(self._ask(_REPEATED))
+        return counts
+
+    def _ask(self, question: bytes) -> bytes:
         process = self._process
         assert process is not None, "it is running"
         assert process.stdin is not None, "it is a pipe"
         assert process.stdout is not None, "it is a pipe"
-        process.stdin.write(_COUNT)
+        process.stdin.write(question)
         process.stdin.flush()
-        return int(process.stdout.readline())
+        return process.stdout.readline()
 
 
 def address(host: int) -> str:
@@ -165,6 +181,8 @@ class _Connection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         self._server.requests += 1
         self._target = data[4 : data.index(b" ", 4)]
+        if self._server.counts is not None:
+            self._server.counts[self._target] += 1
         delay_s = self._server.delay_s()
         if delay_s:
             asyncio.get_running_loop().call_later(delay_s, self._answer)
@@ -250,8 +268,11 @@ _ANSWERS: Mapping[bytes, Callable[[_Connection, asyncio.Transport, int], None]] 
 class _Server:
     """The state that all connections share, and the loop that accepts them."""
 
-    def __init__(self, delay_s: Callable[[], float], authority: Path | None, pictures: Path | None) -> None:
+    def __init__(
+        self, delay_s: Callable[[], float], authority: Path | None, pictures: Path | None, *, counts_targets: bool
+    ) -> None:
         self.delay_s = delay_s
+        self.counts: Counter[bytes] | None = Counter() if counts_targets else None
         self.requests = 0
         self._pictures = [path.read_bytes() for path in sorted(pictures.iterdir())] if pictures else []
         self._identities = Identities(authority) if authority else None
@@ -267,18 +288,21 @@ class _Server:
         listener = socket.create_server(("0.0.0.0", 0), backlog=_BACKLOG)  # noqa: S104 - bound to the loopback device
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, b"lo")
         await asyncio.get_running_loop().create_server(self._connect, sock=listener, backlog=_BACKLOG)
-        _say(listener.getsockname()[1])
-        while await asyncio.to_thread(os.read, 0, 1):
-            _say(self.requests)
+        _say(str(listener.getsockname()[1]))
+        while question := await asyncio.to_thread(os.read, 0, 1):
+            _say(str(self.requests) if question == _COUNT else orjson.dumps(self._repeated()).decode())
         os._exit(0)  # without waiting for open connections
+
+    def _repeated(self) -> dict[str, int]:
+        return {target.decode(): count for target, count in (self.counts or {}).items() if count > 1}
 
     def _connect(self) -> asyncio.Protocol:
         connection = _Connection(self)
         return TlsConnection(self._identities, connection) if self._identities else connection
 
 
-def _say(number: int) -> None:
-    sys.stdout.write(f"{number}\n")
+def _say(line: str) -> None:
+    sys.stdout.write(f"{line}\n")
     sys.stdout.flush()
 
 
@@ -299,12 +323,13 @@ def main() -> None:
     parser.add_argument("--heavy-tail", type=float, nargs=2, metavar=("MEDIAN_MS", "SIGMA"))
     parser.add_argument("--authority", type=Path)
     parser.add_argument("--pictures", type=Path)
+    parser.add_argument("--counts-targets", action="store_true")
     arguments = parser.parse_args()
     if arguments.heavy_tail:
         median_ms, sigma = arguments.heavy_tail
         delay_s = partial(random.lognormvariate, math.log(median_ms / 1000), sigma)
     else:
         delay_s = partial(random.uniform, *(delay_ms / 1000 for delay_ms in arguments.delay_ms))
-    server = _Server(delay_s, arguments.authority, arguments.pictures)
+    server = _Server(delay_s, arguments.authority, arguments.pictures, counts_targets=arguments.counts_targets)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(server.serve())

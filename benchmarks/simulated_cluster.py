@@ -80,25 +80,28 @@ class SimulatedNode:
             done.append(self._in_progress.pop(0)[1])
         if done:
             self._published += len(done)
-            self._take_snapshot()
+            elapsed_s = time.monotonic() - self._started_s
+            self._report = report_of(self._published, self._simulation.images, elapsed_s=elapsed_s)
         return replace(self._report, wanted=max(0, AT_ONCE - len(self._in_progress)), published=tuple(done))
 
-    def _take_snapshot(self) -> None:
-        images = self._published * self._simulation.images
-        statistics = Statistics(
-            expected_images=images + self._simulation.images,
-            ok=images,
-            failed=0,
-            earlier=0,
-            shards=self._published + AT_ONCE,
-            shards_published=self._published,
-            fetched_bytes=images * _BODY_BYTES,
-            connections=256,
-            open_requests=256,
-            elapsed_s=time.monotonic() - self._started_s,
-        )
-        totals = ShardCounts(samples=images, rows=images, outcomes={"ok": images})
-        self._report = NodeReport(statistics=statistics, done=FetchedShards(totals, arrived=images, requests=images))
+
+def report_of(published: int, images: int, *, elapsed_s: float = 1.0) -> NodeReport:
+    """What a node reports that has published some shards with some images each."""
+    arrived = published * images
+    statistics = Statistics(
+        expected_images=arrived + images,
+        ok=arrived,
+        failed=0,
+        earlier=0,
+        shards=published + AT_ONCE,
+        shards_published=published,
+        fetched_bytes=arrived * _BODY_BYTES,
+        connections=256,
+        open_requests=256,
+        elapsed_s=elapsed_s,
+    )
+    totals = ShardCounts(samples=arrived, rows=arrived, outcomes={"ok": arrived})
+    return NodeReport(statistics=statistics, done=FetchedShards(totals, arrived=arrived, requests=arrived))
 
 
 @dataclass(slots=True)

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import pickle
 import resource
 import subprocess
 import sys
@@ -26,13 +25,10 @@ import psutil
 
 from benchmarks.meter import MIB
 from benchmarks.record import Record, Run, RunKind
-from benchmarks.simulated_cluster import AT_ONCE, SimulatedCluster, SimulatedNode, Simulation, begun_run
+from benchmarks.simulated_cluster import AT_ONCE, SimulatedCluster, Simulation, begun_run
 from datafetch import Job
 from datafetch.engine.cluster.driver import Driver, Patience
-from datafetch.engine.cluster.messages import NodeReport, Orders
-from datafetch.engine.cluster.ray_cluster import ClusterNode
 from datafetch.engine.cluster.shared_output import FolderOutput
-from datafetch.engine.feed import SuppliedShard
 from datafetch.model.report import FetchedShards
 from datafetch.model.statistics import Statistics
 from datafetch.store.layout import OutputLayout
@@ -63,12 +59,8 @@ def main() -> None:
         (arguments.nodes[len(arguments.nodes) // 2], arguments.lives_shards),
     ]
     runs = [_run_alone(nodes, lives, arguments) for nodes, lives in cases]
-    orders, report = _pickled_bytes()
     parameters = {name: value for name, value in vars(arguments).items() if name != "case"}
-    Record("cluster_driver", "CPU a shard", "µs", parameters, runs).show(
-        _DETAILS,
-        [f"an exchange without Ray's own headers: {orders} bytes of orders, {report} bytes of a report, pickled"],
-    )
+    Record("cluster_driver", "CPU a shard", "µs", parameters, runs).show(_DETAILS)
 
 
 def _run_alone(nodes: int, lives: int, arguments: argparse.Namespace) -> Run:
@@ -117,18 +109,6 @@ def _measure(nodes: int, lives: int, arguments: argparse.Namespace) -> Run:
             "grown_mib": memory_mib[max(memory_mib)] - early_mib,
         },
     )
-
-
-def _pickled_bytes() -> tuple[int, int]:
-    """The sizes of the orders for one shard and of a report that it is published."""
-
-    async def exchange() -> NodeReport:
-        server = SimulatedNode(ClusterNode("0", "node-0", 1.0), Simulation(0.0))
-        await server.exchange(orders, 0.0)
-        return await server.exchange(Orders(), 0.0)
-
-    orders = Orders((SuppliedShard("part-00000-17da4908-939c-46e5-91d0-15f256041956-c000"),))
-    return len(pickle.dumps(orders)), len(pickle.dumps(asyncio.run(exchange())))
 
 
 if __name__ == "__main__":

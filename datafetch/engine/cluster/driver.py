@@ -593,7 +593,7 @@ class Driver:
             self._divide(leaving=member)
 
     def _forget_gone(self, alive: set[str]) -> None:
-        """Give others the shards and limits of nodes that are known to have ended; keep the latest of such nodes only."""
+        """Give others the shards and limits of nodes that have ended for certain; keep the latest of such nodes only."""
         for holder, member in list(self._held.items()):
             if member.node.id not in alive:
                 self._free(holder)

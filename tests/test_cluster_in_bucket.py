@@ -11,7 +11,7 @@ from itertools import count
 from pathlib import Path
 
 import pytest
-from in_process import run
+from in_process import retry, run
 from jobs import coyo_job, faulty_urls, files_of, path_of, read_ledger, requests_since
 from object_store import BUCKET, Fault, FaultyProxy, ObjectStore, login, use
 from process_cluster import ProcessCluster, ProcessNode
@@ -247,6 +247,23 @@ def test_others_go_on_when_the_driver_is_lost(
         driven(job, Cluster(tmp_path, "c", "d"))
     assert not requests_since(own_origin, before).keys() & {path_of(url) for url in ended}
     check_like_alone(job, tmp_path)
+
+
+@pytest.mark.rotating
+@pytest.mark.usefixtures("proxy")
+def test_a_retry_goes_on_with_what_nodes_have_kept(
+    job: Job, tmp_path: Path, own_origin: Origin, small_pictures: Pictures
+) -> None:
+    """On one machine it requests what had failed, and adds what arrives to the shards of the nodes."""
+    faults = {**FAULTS, 5: "flaky", 41: "flaky"}
+    urls = faulty_urls(own_origin, small_pictures[1], faults, IMAGES, f"{tmp_path.name}-{next(_numbers)}")
+    flaky = write_coyo_source(tmp_path / "flaky", urls, files=SHARDS)
+    job = replace(job, source=str(flaky.folder), ids=str(flaky.ids))
+    assert driven(job, Cluster(tmp_path, "a", "b")).totals.ok == IMAGES - len(faults)
+    assert retry(job.out).retried_arrived == 2
+    twin = replace(job, out=str(tmp_path / "twin" / "pkl03-split"))
+    run(twin)
+    assert objects_of(job.out) == files_of(twin)
 
 
 @pytest.mark.rotating

@@ -593,7 +593,7 @@ class Driver:
             self._divide(leaving=member)
 
     def _forget_gone(self, alive: set[str]) -> None:
-        """Give others the shards and limits of nodes that have ended for certain; keep the latest of such nodes only."""
+        """Give others what nodes had that have ended for certain, and keep only the latest of such nodes."""
         for holder, member in list(self._held.items()):
             if member.node.id not in alive:
                 self._free(holder)

@@ -104,7 +104,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     don't change which of them run, of n or more cases some always do, and in n consecutive slices all do.
 
     Coverage makes a test two to three times as expensive, so it is measured in what the default set runs, always the
-    same slice of it, and of slow tests that don't rotate in what they do in their own process.
+    same slice of it, and of slow tests that don't rotate in what they do in their own process; if they are marked
+    ``measured``, also in the processes that they start.
     """
     is_default_set = config.getoption("--default-set")
     if not (is_default_set or config.getoption("--rotate")):
@@ -285,7 +286,8 @@ def sample() -> Sample:
 @pytest.fixture(autouse=True)
 def _unmeasured_processes(request: pytest.FixtureRequest) -> None:
     """Don't measure coverage in processes that are started by slow tests, or by those that aren't measured either."""
-    if request.node.get_closest_marker("slow") or request.node.get_closest_marker("no_cover"):
+    marks = {mark.name for mark in request.node.iter_markers()}
+    if "no_cover" in marks or ("slow" in marks and "measured" not in marks):
         request.getfixturevalue("without_coverage")
 
 

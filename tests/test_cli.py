@@ -601,8 +601,10 @@ def test_rates_are_parsed(text: str, bytes_per_s: int) -> None:
     assert parse_rate("--max-rate", text) == bytes_per_s
 
 
-@pytest.mark.rotating
-@pytest.mark.parametrize("times", [1, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "times",
+    [pytest.param(1, marks=pytest.mark.rotating), pytest.param(2, marks=[pytest.mark.slow, pytest.mark.measured])],
+)
 def test_the_demo_passes_its_own_checks(tmp_path: Path, times: int) -> None:
     """It can be run from any folder, and repeated: the summary goes to standard output, the table to standard error."""
     command = [sys.executable, "-m", "datafetch", "demo", "--images", "50", "--json"]

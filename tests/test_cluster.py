@@ -401,7 +401,6 @@ def test_the_driver_hands_out_and_finishes(job: Job, whole: Job) -> None:
     assert (again.totals, again.requests) == (report.totals, 0)
 
 
-@pytest.mark.rotating
 def test_a_killed_node_is_replaced(job: Job, whole: Job) -> None:
     """The process of a node is killed as soon as it has a shard: it rests, and the run completes."""
     cluster = ProcessCluster("a", "b")
@@ -534,7 +533,6 @@ def test_a_node_that_joins_gets_its_part(job: Job, whole: Job) -> None:
 _OWN_NETWORK = ("unshare", "--user", "--map-root-user", "--net", "sh", "-c", 'ip link set lo up && exec "$@"', "sh")
 
 
-@pytest.mark.rotating
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_node_with_a_sick_network_is_found_and_named(
     job: Job, whole: Job, caplog: pytest.LogCaptureFixture, workers: int
@@ -562,7 +560,6 @@ def test_dead_hosts_are_no_fault_of_a_node(tmp_path: Path) -> None:
     assert (report.totals.ok, report.totals.failed) == (0, 100)
 
 
-@pytest.mark.rotating
 def test_nodes_that_see_another_folder_or_version_are_refused(job: Job, tmp_path: Path) -> None:
     """If no node can do the job, the run ends with what they lack."""
     other = tmp_path / "other" / "datafetch"

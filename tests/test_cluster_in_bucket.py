@@ -125,6 +125,7 @@ def check_like_alone(job: Job, tmp_path: Path) -> None:
     assert sum(key.startswith("ledger/") for key in keys) == SHARDS
 
 
+@pytest.mark.measured
 def test_nodes_make_what_one_process_makes(job: Job, proxy: FaultyProxy, store: ObjectStore, tmp_path: Path) -> None:
     """They upload the images themselves; the driver reads rows only to reshard them. Then nothing is left to do."""
     report = driven(job, Cluster(tmp_path, "a", "b", environment=login(store.url)))

@@ -158,7 +158,6 @@ def test_a_copy_of_an_earlier_download_is_read(
     assert f"rows from   --ids {url}\n" in out
 
 
-@pytest.mark.rotating
 def test_the_output_is_new_then_resumed_then_complete(
     source: CoyoSource, root: Path, job: Job, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -189,7 +188,6 @@ def test_the_output_is_new_then_resumed_then_complete(
     assert look("--fresh")[:2] == (2, "refused")
 
 
-@pytest.mark.rotating
 @pytest.mark.usefixtures("_commands_in_threads")
 def test_settings_are_compared_before_the_source_is_asked(
     tmp_path: Path, root: Path, job: Job, nobody: str, capsys: pytest.CaptureFixture[str]
@@ -205,7 +203,6 @@ def test_settings_are_compared_before_the_source_is_asked(
     assert json.loads(capsys.readouterr().out)["state"] == "new"
 
 
-@pytest.mark.rotating
 @pytest.mark.usefixtures("_commands_in_threads")
 def test_what_is_there_is_judged_before_the_source_is_asked(
     tmp_path: Path, root: Path, job: Job, nobody: str, capsys: pytest.CaptureFixture[str]

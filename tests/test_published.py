@@ -449,6 +449,7 @@ def test_the_command_shows_what_sources_answer(tmp_path: Path, capfd: pytest.Cap
 
 
 @pytest.mark.slow  # it starts a process for each repository on the hub
+@pytest.mark.measured
 def test_the_published_places_of_all_datasets_are_asked(
     tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

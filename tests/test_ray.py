@@ -212,6 +212,7 @@ def test_a_cluster_that_asks_for_no_token_is_refused(work: Work, folders: RunFol
             assert "the head of the cluster asks nobody for a token" in run.messages()[-1]
 
 
+@pytest.mark.measured
 def test_a_cluster_of_this_machine_listens_on_loopback_only(
     work: Work, folders: RunFolders, short_folder: Path
 ) -> None:

@@ -112,8 +112,8 @@ def wrong(root: Path, expected: Mapping[str, Expected]) -> list[str]:
     return [finding.dataset for finding in check_tree(root, expected, WORLD_SIZE) if not finding.is_passed]
 
 
-@pytest.mark.rotating
 @pytest.mark.slow
+@pytest.mark.measured
 @pytest.mark.timeout(900)
 def test_the_recipe_passes_the_checks_of_the_demo(tmp_path: Path) -> None:
     """All datasets are built by the command, its exit code says that all is well, and the operator's cache is left."""

@@ -41,6 +41,7 @@ _WORKER = "datafetch.engine.workers.worker"
 _WORKERS = 3
 _HOSTS = 12  # so that each worker owns some
 _KILLED = -9
+_NEAR_END_SHARE = 0.7
 _LIMIT = 3
 _EXCESS_PATIENCE_S = 0.1
 _PAUSE_S = 2
@@ -80,6 +81,11 @@ def lines_of(layout: OutputLayout) -> list[dict[str, Any]]:
     return [line | {"attempts": None} if urls[line["url"]] > 1 else line for line in lines]
 
 
+def is_near_end(trial: Trial, before: dict[str, int]) -> bool:
+    """Return whether most URLs have been requested since then."""
+    return sum(count > before[url] for url, count in trial.requests().items()) > _NEAR_END_SHARE * len(before)
+
+
 def kill_one_worker(run: Run, rng: random.Random, killed: set[int]) -> bool:
     """Kill a worker that was not killed before; return False if there is none at this moment."""
     workers = [worker for worker in run.family(_WORKER) if worker.pid not in killed]
@@ -106,11 +112,13 @@ def test_workers_make_what_one_process_makes(trial: Trial, folders: RunFolders) 
 def test_a_killed_worker_costs_only_what_is_in_flight(trial: Trial, folders: RunFolders, seed: int) -> None:
     """Another one takes its place, no stored image is requested again, and the output is the same."""
     rng, killed = random.Random(seed), set[int]()
-    stored = StoredImages(trial, folders)
-    with Run(command(trial, folders)) as run:
+    stored, before = StoredImages(trial, folders), trial.requests()
+    with Run([*command(trial, folders), "--max-rate", "300KB/s"]) as run:
         next_bytes = rng.randrange(1, 60_000)
         for _ in run.readings():
-            if len(killed) < 2 and folders.stored_bytes() >= next_bytes and kill_one_worker(run, rng, killed):
+            # One that has nothing left to do is not replaced, so none is killed near the end.
+            is_time = len(killed) < 2 and folders.stored_bytes() >= next_bytes and not is_near_end(trial, before)
+            if is_time and kill_one_worker(run, rng, killed):
                 stored.check()
                 next_bytes = folders.stored_bytes() + rng.randrange(1, 60_000)
         assert run.end() == 0, "\n".join(run.messages())

@@ -48,8 +48,11 @@ def test_there_is_one_worker_for_six_cpus(monkeypatch: pytest.MonkeyPatch, cpus:
 def test_no_worker_is_without_its_part(asked: Job, workers: int, caplog: pytest.LogCaptureFixture) -> None:
     """Of codec processes, connections, and the rate; that there are fewer is said."""
     assert count_workers(asked) == workers
-    log_workers(asked)
-    assert [f"--workers 8: {workers} can be started" in line for line in caplog.messages] == [True] * (workers < 8)
+    with caplog.at_level("INFO", logger="datafetch"):
+        log_workers(asked)
+    counted, *fewer = caplog.messages
+    assert counted.startswith(f"{workers} workers, with ")
+    assert [f"--workers 8: {workers} can be started" in line for line in fewer] == [True] * (workers < 8)
 
 
 def test_all_parts_together_are_what_one_process_has() -> None:

@@ -14,7 +14,8 @@ from PIL import Image, ImageDraw, ImageFont
 from datafetch.demo.pictures import paint
 from datafetch.model.outcome import Encoded
 from datafetch.transcode.codec import pixels, transcode
-from datafetch.transcode.image.resize import reduce_decoding, shrunk_size_px
+from datafetch.transcode.image.fitting import shrunk_size_px
+from datafetch.transcode.image.reduced_decoding import reduce_decoding
 from datafetch.transcode.spec import ImageSpec, Pixels, Resize
 
 LIMIT_PX = 84

@@ -22,7 +22,8 @@ from datafetch.errors import ConfigurationError
 from datafetch.model.outcome import Encoded
 from datafetch.transcode.codec import pixels, transcode
 from datafetch.transcode.image.fast_resize import FastResizer, fast_resizer
-from datafetch.transcode.image.resize import Box, shrunk_size_px
+from datafetch.transcode.image.fitting import shrunk_size_px
+from datafetch.transcode.image.reduced_decoding import Box
 from datafetch.transcode.spec import ImageSpec, Pixels, Resize
 
 PHOTOGRAPHS = sorted((Path(__file__).parent / "photographs").glob("*.jpg"))

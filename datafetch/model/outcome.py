@@ -33,6 +33,9 @@ class FailureKind(StrEnum):
     NOT_AN_IMAGE = "not_an_image"
     TRUNCATED = "truncated"
     TOO_MANY_PIXELS = "too_many_pixels"
+    TOO_SMALL = "too_small"
+    AREA_TOO_LARGE = "area_too_large"
+    ASPECT_RATIO_TOO_LARGE = "aspect_ratio_too_large"
     CORRUPT = "corrupt"
     MISSING_MEMBER = "missing_member"
     BAD_MEMBER = "bad_member"
@@ -228,7 +231,7 @@ class Encoded:
     """One image as it will be written.
 
     Attributes:
-        jpeg: The JPEG file.
+        jpeg: The file: a JPEG, unless it is kept as received, or ``ImageSpec.image_format`` is another format.
         width_px: Width as written.
         height_px: Height as written.
         source_format: Format of the received image, by Pillow's name (``JPEG``, ``WEBP`` …).

@@ -11,7 +11,7 @@ from datafetch.transcode.pool.pool import MAX_PROCESSES, Transcoder
 from datafetch.transcode.spec import DEFAULT_MAX_PIXELS, RESIZER, Encoding, ImageSpec, Pixels, Resize
 
 if TYPE_CHECKING:
-    from datafetch.transcode.image.shrink import load_resizer
+    from datafetch.transcode.image.resize import load_resizer
 
 __all__ = [
     "DEFAULT_MAX_PIXELS",
@@ -30,4 +30,4 @@ __all__ = [
 def __getattr__(name: str) -> object:
     if name != "load_resizer":
         raise AttributeError(f"module 'datafetch.transcode' has no attribute {name!r}")
-    return getattr(import_module("datafetch.transcode.image.shrink"), name)
+    return getattr(import_module("datafetch.transcode.image.resize"), name)

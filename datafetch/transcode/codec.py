@@ -17,18 +17,17 @@ from io import BytesIO
 
 from PIL import Image, ImageFile, JpegImagePlugin, UnidentifiedImageError, features
 
-from datafetch.model.outcome import Encoded, Failure, FailureKind, Outcome, Permission, Permissions
+from datafetch.model.outcome import Encoded, Failure, FailureKind, Outcome, Permissions
+from datafetch.transcode.image.fitting import Refusal, fit, permissions_for, refuse_fitted_size, refuse_size
 from datafetch.transcode.image.passthrough import can_pass_through, is_intact
 from datafetch.transcode.image.png import remove_refused_chunks
-from datafetch.transcode.image.resize import shrunk_size_px
-from datafetch.transcode.image.shrink import load_resizer, prepare_shrinking
+from datafetch.transcode.image.resize import load_resizer, prepare_resizing
 from datafetch.transcode.image.size_claims import has_oversized_tags, tiff_tile_pixels, webp_canvas_pixels
 from datafetch.transcode.image.turbo_jpeg import decode_colour_jpeg
 from datafetch.transcode.image.viewer_pixels import correct_pixels
-from datafetch.transcode.spec import DEFAULT_MAX_PIXELS, Encoding, ImageSpec, Pixels
+from datafetch.transcode.spec import DEFAULT_MAX_PIXELS, Encoding, ImageFormat, ImageSpec, Pixels
 
 ALLOWED_FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
-_MAX_JPEG_SIDE_PX = 65_500  # libjpeg's JPEG_MAX_DIMENSION
 _MAX_DETAIL_CHARS = 200
 _MAX_BYTES_PER_PIXEL = 4  # of what Pillow's WebP plugin decodes, and then reads like a file
 _MAGIC_BYTES = re.compile(
@@ -49,17 +48,17 @@ _MESSAGES = {"AssertionError": "the data is inconsistent", "MemoryError": "there
 class _RefusedError(Exception):
     """An image refused for what its header claims, before it is decoded. The message goes into the ledger."""
 
-    def __init__(self, kind: FailureKind, text: str) -> None:
-        super().__init__(text)
-        self.kind = kind
+    def __init__(self, refusal: Refusal) -> None:
+        super().__init__(refusal.detail)
+        self.kind = refusal.kind
 
 
 def _too_many_pixels(text: str) -> _RefusedError:
-    return _RefusedError(FailureKind.TOO_MANY_PIXELS, text)
+    return _RefusedError(Refusal(FailureKind.TOO_MANY_PIXELS, text))
 
 
 def transcode(body: bytes, spec: ImageSpec) -> Outcome:
-    """Decode one image and encode it again as JPEG, or keep it as received where the spec says so.
+    """Decode one image and encode it again, or keep it as received where the spec says so.
 
     Args:
         body: The response body as received.
@@ -67,8 +66,8 @@ def transcode(body: bytes, spec: ImageSpec) -> Outcome:
 
     Returns:
         ``Encoded`` with width × height in pixels and whether the body was kept, or ``Failure`` of kind NOT_AN_IMAGE,
-        TRUNCATED, CORRUPT, TOO_MANY_PIXELS, PLACEHOLDER, or WORKER_CRASHED if there was not enough memory. Both carry
-        the body's sha256. Never raises for a bad body.
+        TRUNCATED, CORRUPT, TOO_MANY_PIXELS, PLACEHOLDER, TOO_SMALL, AREA_TOO_LARGE, ASPECT_RATIO_TOO_LARGE, or
+        WORKER_CRASHED if there was not enough memory. Both carry the body's sha256. Never raises for a bad body.
 
     Raises:
         ConfigurationError: What the spec needs is not installed.
@@ -121,7 +120,10 @@ def _permitted(source: ImageFile.ImageFile, body: bytes, spec: ImageSpec) -> Per
         return ()
     width_px, height_px = source.size
     claimed = max(width_px * height_px, webp_canvas_pixels(body), tiff_tile_pixels(body))
-    return (Permission.MAX_PIXELS,) if claimed > DEFAULT_MAX_PIXELS else ()
+    if spec.encode is not Encoding.RECEIVED:
+        width_px, height_px = fit(source.size, spec).resized_px
+        claimed = max(claimed, width_px * height_px)
+    return permissions_for(claimed, spec)
 
 
 def _keep(source: ImageFile.ImageFile, body: bytes, sha256: str) -> Encoded:
@@ -147,35 +149,43 @@ def _open_checked(body: bytes, spec: ImageSpec) -> ImageFile.ImageFile:
     if webp_canvas_pixels(body) > spec.max_pixels:
         raise _too_many_pixels(f"a canvas of over {spec.max_pixels:,} pixels")
     if has_oversized_tags(body):
-        raise _RefusedError(FailureKind.CORRUPT, "its metadata tags refer to more bytes than the file has")
+        raise _RefusedError(Refusal(FailureKind.CORRUPT, "its metadata tags refer to more bytes than the file has"))
     source = Image.open(BytesIO(body), formats=supported_formats())
-    width_px, height_px = source.size
-    if width_px * height_px > spec.max_pixels:
-        raise _too_many_pixels(f"over {spec.max_pixels:,} pixels")
-    if width_px * height_px < spec.min_pixels:
-        raise _RefusedError(
-            FailureKind.PLACEHOLDER, f"{width_px}x{height_px} pixels, a placeholder for an image that is gone"
-        )
+    _raise_if(refuse_size(source.size, spec))
     if tiff_tile_pixels(body) > spec.max_pixels:
         raise _too_many_pixels(f"tiles of over {spec.max_pixels:,} pixels")
-    if spec.encode is Encoding.RECEIVED:
-        return source
-    written_px = shrunk_size_px(source.size, spec.short_side_px)
-    if max(written_px) > _MAX_JPEG_SIDE_PX:
-        raise _too_many_pixels(f"a side of over {_MAX_JPEG_SIDE_PX:,} pixels, which no JPEG can have")
+    if spec.encode is not Encoding.RECEIVED:
+        _raise_if(refuse_fitted_size(fit(source.size, spec), spec))
     return source
+
+
+def _raise_if(refusal: Refusal | None) -> None:
+    if refusal is not None:
+        raise _RefusedError(refusal)
 
 
 def _encode(source: ImageFile.ImageFile, body: bytes, spec: ImageSpec, sha256: str) -> Encoded:
     source_format = str(source.format)
     image = pixels(source, body, spec)
-    jpeg = BytesIO()
-    image.save(jpeg, format="JPEG", quality=spec.quality)
-    return Encoded(jpeg.getvalue(), image.width, image.height, source_format, sha256)
+    file = BytesIO()
+    match spec.image_format:
+        case ImageFormat.JPG:
+            image.save(file, format="JPEG", quality=spec.quality)
+        case ImageFormat.PNG:
+            _without_metadata(image).save(file, format="PNG")
+        case ImageFormat.WEBP:
+            _without_metadata(image).save(file, format="WEBP", quality=spec.quality)
+    return Encoded(file.getvalue(), image.width, image.height, source_format, sha256)
+
+
+def _without_metadata(image: Image.Image) -> Image.Image:
+    """Drop what Pillow would write into a PNG or WebP, but not into a JPEG: the profile and the transparent colour."""
+    image.info = {}
+    return image
 
 
 def pixels(source: ImageFile.ImageFile, body: bytes, spec: ImageSpec) -> Image.Image:
-    """Return the pixels to be written for an opened image, before they are encoded as JPEG.
+    """Return the pixels to be written for an opened image, before they are encoded.
 
     Args:
         source: The image, opened but not loaded.
@@ -183,22 +193,23 @@ def pixels(source: ImageFile.ImageFile, body: bytes, spec: ImageSpec) -> Image.I
         spec: Which pixels are written.
 
     Returns:
-        An image in mode RGB, or in RGBX, which has a fourth byte a pixel that is not written.
+        An image in mode RGB, or, for a JPEG, in RGBX, which has a fourth byte a pixel that is not written.
 
     Raises:
         Exception: Whatever Pillow raises for the data.
     """
-    shrinking = prepare_shrinking(source, spec)
+    resizing = prepare_resizing(source, spec)
     if spec.pixels is Pixels.CORRECT:
-        return correct_pixels(source, shrinking)
-    # What is shrunk stays with Pillow's RGB: of RGBX it would compute a fourth channel.
-    if shrinking.size_px == source.size and (decoded := decode_colour_jpeg(source, body)) is not None:
+        return correct_pixels(source, resizing)
+    # What is resized stays with Pillow's RGB: of RGBX it would compute a fourth channel.
+    may_be_rgbx = spec.image_format is ImageFormat.JPG and not resizing.changes(source.size)
+    if may_be_rgbx and (decoded := decode_colour_jpeg(source, body)) is not None:
         return decoded
     # By default Pillow reads 64 KB at a time, and copies what it has read twice.
     source.decodermaxblock = max(len(body), math.prod(source.size) * _MAX_BYTES_PER_PIXEL)
     source.load()
     # The recipe's snippet also converts RGB, which only copies it and costs 5 to 15 % of the decoding time.
-    return shrinking.apply(source if source.mode == "RGB" else source.convert("RGB"))
+    return resizing.frame(resizing.apply(source if source.mode == "RGB" else source.convert("RGB")))
 
 
 @functools.cache

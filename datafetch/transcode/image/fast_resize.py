@@ -21,7 +21,8 @@ from importlib.util import find_spec
 from PIL import Image
 
 from datafetch.errors import ConfigurationError
-from datafetch.transcode.image.resize import Box, Size
+from datafetch.transcode.image.fitting import Size
+from datafetch.transcode.image.reduced_decoding import Box
 
 _LIBRARY = "cykooz_resizer"
 _MAX_PILLOW_MAJOR = 13

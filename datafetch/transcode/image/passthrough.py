@@ -6,9 +6,9 @@ import re
 
 from PIL import ImageFile
 
-from datafetch.transcode.image.resize import shrunk_size_px
+from datafetch.transcode.image.fitting import Fitting, fit
 from datafetch.transcode.image.viewer_pixels import is_correct
-from datafetch.transcode.spec import Encoding, ImageSpec, Pixels
+from datafetch.transcode.spec import Encoding, ImageFormat, ImageSpec, Pixels
 
 _START_OF_SCAN, _END = 0xDA, 0xD9  # where entropy-coded data starts, and where the image ends
 _MARKERS_WITHOUT_SEGMENT = frozenset({0x01, 0xD8})
@@ -27,7 +27,8 @@ def can_pass_through(source: ImageFile.ImageFile, spec: ImageSpec) -> bool:
         return False
     return spec.encode is Encoding.RECEIVED or (
         spec.encode is Encoding.ORIGINAL
-        and source.size == shrunk_size_px(source.size, spec.short_side_px)
+        and spec.image_format is ImageFormat.JPG
+        and fit(source.size, spec) == Fitting(source.size, source.size)
         and (spec.pixels is Pixels.RECIPE or is_correct(source))
     )
 

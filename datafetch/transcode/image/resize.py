@@ -1,67 +1,93 @@
-"""How an image is shrunk: to which size, and from which of its pixels.
-
-Rules: the target size is computed from the size of the file, never from that of a reduced decode, so exact and fast
-resizing give the same size. Nothing is enlarged.
-"""
+"""Resizing: by what an image is resized, from which of its pixels, and how it is cut or framed then."""
 
 from __future__ import annotations
 
-import math
-from typing import TypeAlias
+from dataclasses import dataclass
 
-from PIL import ImageFile, JpegImagePlugin
+from PIL import Image, ImageFile
 
-Size: TypeAlias = tuple[int, int]
-"""Width and height in pixels."""
-Box: TypeAlias = tuple[float, float, float, float]
-"""Left, top, right and bottom in pixels, as Pillow has them."""
-
-# How many times the target size a reduced decode must have per side. With less, text suffers: its PSNR against exact
-# resizing is 23 dB at 1, and 30 dB here. With more, images of 1,080 lines are no longer decoded at half their size for
-# a target of 336 (docs/fidelity.md).
-_MIN_REDUCED_RATIO = 1.6
-# Where chroma is halved in one direction only (4:2:2, 4:4:0), libjpeg decodes it in that direction at half the scale of
-# the luma, so it needs twice as many pixels. In 4:2:0 and 4:4:4 it decodes both at the same scale.
-_UNEVEN_SUBSAMPLING_FACTOR = 2
+from datafetch.transcode.image.fast_resize import fast_resizer
+from datafetch.transcode.image.fitting import Fitting, Size, fit
+from datafetch.transcode.image.reduced_decoding import Box, reduce_decoding
+from datafetch.transcode.spec import ImageSpec
 
 
-def shrunk_size_px(size_px: Size, short_side_px: int | None) -> Size:
-    """Return width and height with the shorter side shrunk to ``short_side_px``; a smaller image keeps its size.
+_WHITE = (255, 255, 255)
 
-    Rotating the image by 90 degrees before or after this gives the same size.
 
-    Source:
-        VILA's data_prepare/coyo/coyo_downloader.py: the long side is truncated to an integer, not rounded.
+@dataclass(frozen=True, slots=True)
+class Resizing:
+    """How one image is brought to its size.
+
+    Attributes:
+        fitting: To which size.
+        enlarges: Whether it is enlarged.
+        is_fast: Whether the fast resizer shrinks it, and not Pillow.
+        box: The part of the decoded pixels that holds the picture; None for all.
     """
-    short_px, long_px = sorted(size_px)
-    if short_side_px is None or short_px <= short_side_px:
-        return size_px
-    long_side_px = int(short_side_px * long_px / short_px)
-    width_px, height_px = size_px
-    return (long_side_px, short_side_px) if height_px < width_px else (short_side_px, long_side_px)
+
+    fitting: Fitting
+    enlarges: bool = False
+    is_fast: bool = False
+    box: Box | None = None
+
+    def changes(self, size_px: Size) -> bool:
+        """Whether an image of this size is changed at all."""
+        return self.fitting != Fitting(size_px, size_px)
+
+    def apply(self, image: Image.Image) -> Image.Image:
+        """Resize decoded pixels: to fewer with a bicubic filter, Pillow's default and the recipe's; to more by Lanczos.
+
+        Args:
+            image: In mode L, RGB or CMYK. If it has the target size already, it is returned itself.
+        """
+        size_px = self.fitting.resized_px
+        if image.size == size_px:
+            return image
+        if self.enlarges:
+            return image.resize(size_px, Image.Resampling.LANCZOS)
+        if self.is_fast:
+            return fast_resizer().shrink(image, size_px, self.box)
+        return image.resize(size_px, box=self.box)
+
+    def frame(self, image: Image.Image) -> Image.Image:
+        """Cut a resized image to a square, or put it into a white one, in the middle of both.
+
+        Where the rest can't be halved, the right or lower part gets one pixel more.
+
+        Args:
+            image: In mode RGB, as it is written: an image that is neither cut nor framed is returned itself.
+        """
+        if self.fitting.written_px == self.fitting.resized_px:
+            return image
+        width_px, height_px = self.fitting.written_px
+        if image.width >= width_px and image.height >= height_px:
+            left, top = (image.width - width_px) // 2, (image.height - height_px) // 2
+            return image.crop((left, top, left + width_px, top + height_px))
+        framed = Image.new("RGB", (width_px, height_px), _WHITE)
+        framed.paste(image, ((width_px - image.width) // 2, (height_px - image.height) // 2))
+        framed.info = image.info.copy()
+        return framed
 
 
-def reduce_decoding(source: ImageFile.ImageFile, size_px: Size) -> Box | None:
-    """Have a JPEG decoded at 1/2, 1/4 or 1/8 of its size, if that leaves 1.6 times the target size per side.
-
-    JPEGs in 4:2:2 and 4:4:0 must keep 3.2 times the target size.
+def prepare_resizing(source: ImageFile.ImageFile, spec: ImageSpec) -> Resizing:
+    """Determine how an image is resized; where the spec says fast, a large JPEG will be decoded at a reduced size.
 
     Args:
         source: Opened but not loaded.
-        size_px: The target size.
-
-    Returns:
-        The box that the whole image fills within the pixels that will be decoded; None if all pixels are decoded.
+        spec: What the image becomes.
     """
-    if not isinstance(source, JpegImagePlugin.JpegImageFile) or source.size == size_px:
-        return None
-    ratio = _MIN_REDUCED_RATIO * (_UNEVEN_SUBSAMPLING_FACTOR if _has_uneven_subsampling(source) else 1)
-    drafted = source.draft(None, (math.ceil(size_px[0] * ratio), math.ceil(size_px[1] * ratio)))
-    # The box ends inside the last pixels if the size is not a multiple of 2, 4 or 8.
-    return drafted[1] if drafted else None
+    fitting = fit(source.size, spec)
+    enlarges = any(to_px > from_px for to_px, from_px in zip(fitting.resized_px, source.size, strict=True))
+    box = reduce_decoding(source, fitting.resized_px) if spec.shrinks_fast and not enlarges else None
+    return Resizing(fitting, enlarges, spec.shrinks_fast, box)
 
 
-def _has_uneven_subsampling(source: JpegImagePlugin.JpegImageFile) -> bool:
-    """Return whether a component of a JPEG has fewer samples than the first in one direction only."""
-    _, width, height, _ = source.layer[0]
-    return any(width * high != height * wide for _, wide, high, _ in source.layer)
+def load_resizer(spec: ImageSpec) -> None:
+    """Load what shrinks images by a spec, so that its absence is noticed before the first image.
+
+    Raises:
+        ConfigurationError: It is not installed, or does not work as it should.
+    """
+    if spec.shrinks_fast:
+        fast_resizer()

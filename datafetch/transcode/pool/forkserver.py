@@ -219,7 +219,7 @@ def _load_codec(startup: Startup) -> Codec:
     from PIL import AvifImagePlugin, Image  # noqa: PLC0415
 
     from datafetch.transcode.codec import transcode  # noqa: PLC0415
-    from datafetch.transcode.image.shrink import load_resizer  # noqa: PLC0415
+    from datafetch.transcode.image.resize import load_resizer  # noqa: PLC0415
     from datafetch.transcode.image.turbo_jpeg import gives_pillows_pixels  # noqa: PLC0415
 
     load_resizer(startup.spec)  # here, since workers can't read files

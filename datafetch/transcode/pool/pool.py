@@ -101,7 +101,7 @@ class Transcoder:
 
     async def __aenter__(self) -> Self:
         if self._spec.shrinks_fast:
-            from datafetch.transcode.image.shrink import load_resizer  # noqa: PLC0415 - it loads Pillow
+            from datafetch.transcode.image.resize import load_resizer  # noqa: PLC0415 - it loads Pillow
 
             await asyncio.to_thread(load_resizer, self._spec)
         if self._is_sandboxed and (missing := missing_protections()):

@@ -43,13 +43,23 @@ if TYPE_CHECKING:
     from datafetch.monitor.status import RunState, Status, read_status
     from datafetch.output.reshard.folder import Resharded, ReshardRequest, reshard
     from datafetch.output.retry_filter import RetryFilter
-    from datafetch.transcode import Encoding, ImageSpec, Pixels, Resize, Transcoder
+    from datafetch.transcode import (
+        BodyCheck,
+        Encoding,
+        ImageFormat,
+        ImageSpec,
+        Pixels,
+        Resize,
+        ResizeMode,
+        Transcoder,
+    )
     from datafetch.verify import Check, Verdict, run_check, verify_output
 
     __version__: str
 
 __all__ = [
     "Body",
+    "BodyCheck",
     "ByteRange",
     "Check",
     "ConfigurationError",
@@ -65,6 +75,7 @@ __all__ = [
     "FetchedShards",
     "Fetcher",
     "IdsIndex",
+    "ImageFormat",
     "ImageSpec",
     "InvalidFieldError",
     "Job",
@@ -80,6 +91,7 @@ __all__ = [
     "ReshardRequest",
     "Resharded",
     "Resize",
+    "ResizeMode",
     "ResourceError",
     "RetryFilter",
     "RunState",
@@ -109,6 +121,7 @@ _DISTRIBUTION = "vlm-datafetch"  # the name of the project, which differs from t
 # Lazy, so that a codec process, which imports one submodule, does not load the network stack with it.
 _MODULES = {
     "Body": "model.outcome",
+    "BodyCheck": "transcode",
     "ByteRange": "model.request",
     "Check": "verify",
     "ConfigurationError": "errors",
@@ -124,6 +137,7 @@ _MODULES = {
     "FetchedShards": "model.report",
     "Fetcher": "fetch",
     "IdsIndex": "datasets.id_pairs",
+    "ImageFormat": "transcode",
     "ImageSpec": "transcode",
     "InvalidFieldError": "errors",
     "Job": "engine.job",
@@ -139,6 +153,7 @@ _MODULES = {
     "ReshardRequest": "output.reshard.folder",
     "Resharded": "output.reshard.folder",
     "Resize": "transcode",
+    "ResizeMode": "transcode",
     "ResourceError": "errors",
     "RetryFilter": "output.retry_filter",
     "RunState": "monitor.status",

@@ -40,9 +40,10 @@ def describe_differences(
         settings_now: Those of the new one.
     """
     names = sorted(name for name in before | now if name != "shards" and before.get(name) != now.get(name))
-    # Parts that differ only because another one does, and were given by nobody: without --short-side nothing is
-    # resized, and each --resize has its own resizer.
-    implied = {"resize"} if "short_side" in names and None in (before.get("resize"), now.get("resize")) else set()
+    # Parts that differ only because another one does, and were given by nobody: without --short-side or --resize-mode
+    # nothing is resized, and each --resize has its own resizer.
+    is_implied = {"short_side", "resize_mode"} & {*names} and None in (before.get("resize"), now.get("resize"))
+    implied = {"resize"} if is_implied else set()
     if "resize" in names:
         implied.add("resizer")
     differences = [

@@ -17,12 +17,12 @@ from datafetch.model.ledger_line import ShardCounts
 from datafetch.model.wording import counted, sized
 from datafetch.store.layout import OutputLayout
 from datafetch.store.shard_summary import sum_shard_counts
-from datafetch.transcode import ImageSpec
+from datafetch.transcode import ImageFormat, ImageSpec, ResizeMode
 
 _log = logging.getLogger(__name__)
 _TYPICAL_PIXELS = 640_000  # of an image from the web that is not shrunk; the mean of 4,000 photographs
 _TYPICAL_ASPECT_RATIO = 1.4  # long side to short side
-_BYTES_PER_PIXEL = 0.17  # of a JPEG of quality 75
+_BYTES_PER_PIXEL = {ImageFormat.JPG: 0.17, ImageFormat.WEBP: 0.12, ImageFormat.PNG: 1.6}  # of quality 75
 _BYTES_PER_ROW = 300  # without its images: text, URL and the pickle around them
 MAX_COUNTED_SHARDS = 64
 """Of more published shards the counts are extrapolated from this many, since each has a file to be read."""
@@ -192,12 +192,23 @@ def count_published(layout: OutputLayout, shards: Sequence[str]) -> ShardCounts:
 
 
 def _typical_row_bytes(estimate: DiskEstimate) -> float:
-    short_side_px = estimate.spec.short_side_px
-    pixels: float = _TYPICAL_PIXELS
-    if short_side_px is not None:
-        pixels = min(pixels, short_side_px**2 * _TYPICAL_ASPECT_RATIO)
-    jpeg_bytes = pixels * _BYTES_PER_PIXEL
+    jpeg_bytes = _typical_pixels(estimate.spec) * _BYTES_PER_PIXEL[estimate.spec.image_format]
     return _BYTES_PER_ROW + jpeg_bytes * (4 / 3 if estimate.payload == Payload.BASE64 else 1)
+
+
+def _typical_pixels(spec: ImageSpec) -> float:
+    side_px = spec.short_side_px or spec.size_px
+    if side_px is None:
+        return _TYPICAL_PIXELS
+    match spec.resize_mode:
+        case None | ResizeMode.KEEP_RATIO:
+            pixels = side_px**2 * _TYPICAL_ASPECT_RATIO
+        case ResizeMode.KEEP_RATIO_LARGEST:
+            pixels = side_px**2 / _TYPICAL_ASPECT_RATIO
+        case ResizeMode.CENTER_CROP | ResizeMode.BORDER:
+            pixels = side_px**2
+    enlarges = spec.resize_mode is not None and not spec.only_if_bigger
+    return pixels if enlarges else min(_TYPICAL_PIXELS, pixels)
 
 
 def _free_bytes(folder: Path) -> int:

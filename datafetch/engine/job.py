@@ -234,15 +234,17 @@ def identify(job: Job, manifest: Manifest, spec: ImageSpec) -> Identity:
 
 def identify_settings(job: Job, spec: ImageSpec) -> Identity:
     """The part of a job's identity that follows from options alone, and is known before its manifest is read."""
-    return {**row_options(job), **row_options(spec), **_shrinking(spec), **_set_row_options(job.options)}
+    unset = {one.name for one in options_of(ImageSpec) if one.option.counts_if_set and one.is_default_of(spec)}
+    of_images = {name: value for name, value in row_options(spec).items() if name not in unset}
+    return {**row_options(job), **of_images, **_resizing(spec), **_set_row_options(job.options)}
 
 
 def _set_row_options(options: DatasetOptions | None) -> dict[str, object]:
     """The options of a dataset that decide the rows and are set, so that new ones don't change older identities."""
     if options is None:
         return {}
-    defaults = {one.name: one.default for one in options_of(type(options))}
-    return {name: value for name, value in row_options(options).items() if value != defaults[name]}
+    unset = {one.name for one in options_of(type(options)) if one.is_default_of(options)}
+    return {name: value for name, value in row_options(options).items() if name not in unset}
 
 
 def dataset_of(job: Job) -> Dataset:
@@ -273,9 +275,9 @@ def own_spec(dataset: Dataset) -> ImageSpec:
     )
 
 
-def _shrinking(spec: ImageSpec) -> Identity:
-    """How images are shrunk: None if none are; by what, if that is not Pillow."""
-    if spec.short_side_px is None:
+def _resizing(spec: ImageSpec) -> Identity:
+    """How images are resized: None if none are; by what, if that is not Pillow."""
+    if not spec.resizes:
         return {"resize": None}
     return {"resize": spec.resize, **({_RESIZER: RESIZER} if spec.shrinks_fast else {})}
 

@@ -64,6 +64,8 @@ class Option:
         is_time: Whether it is a time, which may be given as ``07:00``, ``2030-12-31T07:00`` or ``6h`` from now.
         is_of_one_run: Whether it holds for one run, and so is not stored with the job.
         minimum: The minimum of an integer option of a dataset; None for no check.
+        counts_if_set: Whether an option that decides the rows is named, and is part of a job's identity, only where it
+            is set: it is younger than identities which must stay what they are.
     """
 
     help: str
@@ -80,6 +82,7 @@ class Option:
     is_time: bool = False
     is_of_one_run: bool = False
     minimum: int | None = None
+    counts_if_set: bool = False
 
 
 def option(default: _Value, declared: Option) -> _Value:
@@ -107,6 +110,10 @@ class OptionField:
     def flag(self) -> str:
         """The option as it is written on the command line."""
         return f"--{self.name.replace('_', '-')}"
+
+    def is_default_of(self, values: object) -> bool:
+        """Whether an instance of the dataclass has the default here."""
+        return bool(getattr(values, self.field) == self.default)
 
 
 def options_of(cls: type) -> Iterator[OptionField]:

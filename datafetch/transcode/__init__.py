@@ -8,7 +8,17 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 from datafetch.transcode.pool.pool import MAX_PROCESSES, Transcoder
-from datafetch.transcode.spec import DEFAULT_MAX_PIXELS, RESIZER, Encoding, ImageSpec, Pixels, Resize
+from datafetch.transcode.spec import (
+    DEFAULT_MAX_PIXELS,
+    RESIZER,
+    BodyCheck,
+    Encoding,
+    ImageFormat,
+    ImageSpec,
+    Pixels,
+    Resize,
+    ResizeMode,
+)
 
 if TYPE_CHECKING:
     from datafetch.transcode.image.resize import load_resizer
@@ -17,10 +27,13 @@ __all__ = [
     "DEFAULT_MAX_PIXELS",
     "MAX_PROCESSES",
     "RESIZER",
+    "BodyCheck",
     "Encoding",
+    "ImageFormat",
     "ImageSpec",
     "Pixels",
     "Resize",
+    "ResizeMode",
     "Transcoder",
     "load_resizer",
 ]

@@ -18,6 +18,7 @@ from io import BytesIO
 from PIL import Image, ImageFile, JpegImagePlugin, UnidentifiedImageError, features
 
 from datafetch.model.outcome import Encoded, Failure, FailureKind, Outcome, Permissions
+from datafetch.transcode.header import check_header
 from datafetch.transcode.image.fitting import Refusal, fit, permissions_for, refuse_fitted_size, refuse_size
 from datafetch.transcode.image.passthrough import can_pass_through, is_intact
 from datafetch.transcode.image.png import remove_refused_chunks
@@ -25,7 +26,7 @@ from datafetch.transcode.image.resize import load_resizer, prepare_resizing
 from datafetch.transcode.image.size_claims import has_oversized_tags, tiff_tile_pixels, webp_canvas_pixels
 from datafetch.transcode.image.turbo_jpeg import decode_colour_jpeg
 from datafetch.transcode.image.viewer_pixels import correct_pixels
-from datafetch.transcode.spec import DEFAULT_MAX_PIXELS, Encoding, ImageFormat, ImageSpec, Pixels
+from datafetch.transcode.spec import DEFAULT_MAX_PIXELS, BodyCheck, Encoding, ImageFormat, ImageSpec, Pixels
 
 ALLOWED_FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 _MAX_DETAIL_CHARS = 200
@@ -72,6 +73,8 @@ def transcode(body: bytes, spec: ImageSpec) -> Outcome:
     Raises:
         ConfigurationError: What the spec needs is not installed.
     """
+    if spec.check is BodyCheck.HEADER:
+        return check_header(body, spec)
     load_resizer(spec)
     sha256 = hashlib.sha256(body).hexdigest()
     try:

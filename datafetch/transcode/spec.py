@@ -20,6 +20,7 @@ RESIZER = "cykooz-resizer 4"
 """What computes the pixels of ``fast_resize``, as a job's identity names it; it changes if and only if the bytes do."""
 
 _ImageOption = partial(Option, group=OptionGroup.IMAGES)
+_LaterOption = partial(_ImageOption, counts_if_set=True)
 
 
 class Pixels(StrEnum):
@@ -140,18 +141,18 @@ class ImageSpec:
     )
     resize_mode: ResizeMode | None = option(
         None,
-        _ImageOption(
+        _LaterOption(
             help="Fit each image to --size: its shorter side (keep-ratio), its longer side (keep-ratio-largest), "
             "the shorter side and the rest cut off (center-crop), the longer side and white added (border).",
             unset="none",
         ),
     )
-    size_px: int | None = option(None, _ImageOption(name="size", help="The size for --resize-mode.", metavar="PX"))
+    size_px: int | None = option(None, _LaterOption(name="size", help="The size for --resize-mode.", metavar="PX"))
     only_if_bigger: bool = option(
-        False, _ImageOption(help="Fit only images that are larger than --size; others stay as they are.")
+        False, _LaterOption(help="Fit only images that are larger than --size; others stay as they are.")
     )
     image_format: ImageFormat = option(
-        ImageFormat.JPG, _ImageOption(help="The format of images that are encoded.", metavar="jpg|png|webp")
+        ImageFormat.JPG, _LaterOption(help="The format of images that are encoded.", metavar="jpg|png|webp")
     )
     quality: int = option(
         75, _ImageOption(help="Quality of JPEG (1 to 95) and WebP (1 to 100); PNG has none.", metavar="Q")
@@ -177,25 +178,25 @@ class ImageSpec:
     )
     check: BodyCheck = option(
         BodyCheck.FULL,
-        _ImageOption(
+        _LaterOption(
             help="With --encode received: decode every image, or only look at its header and whether its end is there.",
         ),
     )
     min_size_px: int | None = option(
         None,
-        _ImageOption(
+        _LaterOption(
             name="min_size", help="Leave out images whose shorter side has fewer pixels.", metavar="PX", unset="none"
         ),
     )
     max_aspect_ratio: float | None = option(
         None,
-        _ImageOption(
+        _LaterOption(
             help="Leave out images whose longer side is more than R times the shorter one.", metavar="R", unset="none"
         ),
     )
     max_area_px: int | None = option(
         None,
-        _ImageOption(name="max_area", help="Leave out images with more than N pixels.", metavar="N", unset="none"),
+        _LaterOption(name="max_area", help="Leave out images with more than N pixels.", metavar="N", unset="none"),
     )
     max_pixels: int = option(
         DEFAULT_MAX_PIXELS,
@@ -231,6 +232,8 @@ class ImageSpec:
         ratio = self.max_aspect_ratio
         if ratio is not None and not (math.isfinite(ratio) and ratio >= 1):
             raise invalid(self, f"{{max_aspect_ratio}} must be a number from 1 on, not {ratio!r}")
+        if ratio is not None:
+            object.__setattr__(self, "max_aspect_ratio", float(ratio))  # so that 3 and 3.0 are the same in an identity
         self._check_fitting()
         if self.encode is Encoding.RECEIVED:
             self._check_kept()
@@ -248,7 +251,9 @@ class ImageSpec:
         if self.resize_mode is None:
             return
         if self.short_side_px is not None:
-            raise invalid(self, "{short_side_px} and {resize_mode} both resize; give {short_side_px:none}, or leave one out")
+            raise invalid(
+                self, "{short_side_px} and {resize_mode} both resize; give {short_side_px:none}, or leave one out"
+            )
         if self.resize_mode.makes_squares and self.size_px is not None and self.size_px**2 > self.max_pixels:
             raise invalid(self, "{resize_mode} makes squares of {size_px}, which have more pixels than {max_pixels}")
 

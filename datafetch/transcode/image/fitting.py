@@ -114,9 +114,7 @@ def refuse_fitted_size(fitting: Fitting, spec: ImageSpec) -> Refusal | None:
     max_side_px = _MAX_SIDES_PX.get(spec.image_format)
     if max_side_px is not None and max(fitting.written_px) > max_side_px:
         name = spec.image_format.name_in_pillow
-        return Refusal(
-            FailureKind.TOO_MANY_PIXELS, f"a side of over {max_side_px:,} pixels, which no {name} can have"
-        )
+        return Refusal(FailureKind.TOO_MANY_PIXELS, f"a side of over {max_side_px:,} pixels, which no {name} can have")
     return None
 
 

@@ -11,7 +11,6 @@ from datafetch.transcode.image.fitting import Fitting, Size, fit
 from datafetch.transcode.image.reduced_decoding import Box, reduce_decoding
 from datafetch.transcode.spec import ImageSpec
 
-
 _WHITE = (255, 255, 255)
 
 

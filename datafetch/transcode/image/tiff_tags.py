@@ -6,13 +6,14 @@ Rules: nothing is copied. Corrupt data raises no exception; reading stops where 
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Literal, NamedTuple
 
 _SUBDIRECTORY_TAGS = frozenset({34665, 34853, 40965})  # EXIF, GPS, and EXIF's interoperability directory
 _BIGTIFF_VERSION = 43
 # Bytes per value, by its type. Pillow skips other types.
 _TYPE_BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8}
+_INTEGER_LETTERS = {1: "B", 3: "H", 4: "I", 16: "Q"}  # unsigned, as struct has them
 
 
 class Tag(NamedTuple):
@@ -101,3 +102,45 @@ def _tags(file: memoryview, layout: _Layout, start: int) -> Iterator[Tag]:
             yield Tag(number, length_bytes, 0)
         else:
             return
+
+
+def directory_values(file: memoryview, wanted: Mapping[int, int]) -> dict[int, tuple[int, ...]] | None:
+    """Read whole numbers from the first directory of a TIFF or BigTIFF.
+
+    Args:
+        file: The file.
+        wanted: The most values that are read of each tag, by its number.
+
+    Returns:
+        The values by tag, of those that have any and no more than that; None if the directory, the place of the next
+        one, or values of any tag are behind the end of the file.
+    """
+    layout = _layout(file)
+    if layout is None:
+        return None
+    start = _first_directory(file, layout)
+    first = start + layout.count_bytes
+    count = int.from_bytes(file[start:first], layout.byte_order)
+    end = first + count * layout.tag.size
+    if start < layout.offset_bytes or not count or end + layout.offset_bytes > len(file):
+        return None
+    for _, value_type, value_count, content in layout.tag.iter_unpack(file[first:end]):
+        length_bytes = value_count * _TYPE_BYTES.get(value_type, 0)
+        if length_bytes > layout.offset_bytes:
+            if int.from_bytes(content, layout.byte_order) + length_bytes > len(file):
+                return None
+    # Of a tag that is repeated only the last one is read, for thousands may refer to the same values.
+    tags = {tag[0]: tag for tag in layout.tag.iter_unpack(file[first:end]) if tag[0] in wanted}
+    values: dict[int, tuple[int, ...]] = {}
+    order = layout.tag.format[:1]
+    for number, value_type, value_count, content in tags.values():
+        letter = _INTEGER_LETTERS.get(value_type)
+        if letter is None or not 0 < value_count <= wanted[number]:
+            continue
+        length_bytes = value_count * _TYPE_BYTES[value_type]
+        data: memoryview | bytes = content[:length_bytes]
+        if length_bytes > layout.offset_bytes:
+            offset = int.from_bytes(content, layout.byte_order)
+            data = file[offset : offset + length_bytes]
+        values[number] = struct.unpack(f"{order}{value_count}{letter}", data)
+    return values

@@ -2,7 +2,8 @@
 
 ``run(Job(dataset=…, source=…, out=…))`` builds a dataset, and ``retry(out)`` fetches again what failed. Inside a
 running event loop, as in a notebook, these are ``await fetch_dataset(job)`` and ``await retry_failed(out)``.
-``Fetcher`` and ``Transcoder`` fetch and encode single images.
+``fetch_images(urls)`` iterates over the images of any list of URLs; ``Fetcher`` and ``Transcoder`` fetch and encode
+single ones.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from datafetch.datasets.id_pairs import IdsIndex
+    from datafetch.engine.fetch_images import FetchedImage, fetch_images
     from datafetch.engine.job import Job
     from datafetch.engine.retry import retry_failed
     from datafetch.engine.runner import (
@@ -72,6 +74,7 @@ __all__ = [
     "FetchPolicy",
     "FetchStatistics",
     "Fetched",
+    "FetchedImage",
     "FetchedShards",
     "Fetcher",
     "IdsIndex",
@@ -101,6 +104,7 @@ __all__ = [
     "Verdict",
     "fetch_dataset",
     "fetch_dataset_shards",
+    "fetch_images",
     "fetch_shards",
     "finish",
     "finish_dataset",
@@ -134,6 +138,7 @@ _MODULES = {
     "FetchPolicy": "fetch",
     "FetchStatistics": "fetch",
     "Fetched": "model.outcome",
+    "FetchedImage": "engine.fetch_images",
     "FetchedShards": "model.report",
     "Fetcher": "fetch",
     "IdsIndex": "datasets.id_pairs",
@@ -163,6 +168,7 @@ _MODULES = {
     "Verdict": "verify",
     "fetch_dataset": "engine.runner",
     "fetch_dataset_shards": "engine.runner",
+    "fetch_images": "engine.fetch_images",
     "fetch_shards": "engine.runner",
     "finish": "engine.runner",
     "finish_dataset": "engine.runner",

@@ -10,15 +10,15 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 
 from datafetch.engine.dedup import Deduplicator, LockedUrl
+from datafetch.engine.fetch_image import ImageFetcher, result_for
 from datafetch.engine.image_counts import ImageCounts
 from datafetch.engine.image_source import ImageSource
 from datafetch.fetch import BodyBudget, Reservation
 from datafetch.model.image_interfaces import ImageTranscoder
 from datafetch.model.ledger_line import LedgerLine
-from datafetch.model.outcome import NOT_REQUESTED, Body, Encoded, Failure, FailureKind, Fetched, Outcome, Source
+from datafetch.model.outcome import NOT_REQUESTED, Outcome
 from datafetch.model.sample import Sample
 from datafetch.output.merge import Output
 from datafetch.store.spool import Spool
@@ -37,8 +37,9 @@ class SampleFetcher:
         compare: Called with the outcome of each image that is requested.
 
     Attributes:
-        transcoding: Number of images that are being transcoded, or wait for that.
+        images: What fetches and transcodes each of their images.
         budget: The memory budget for bodies.
+        dedup: The results of the run by URL.
     """
 
     def __init__(
@@ -51,14 +52,15 @@ class SampleFetcher:
         dedup: Deduplicator,
         compare: Callable[[Outcome], None],
     ) -> None:
-        self.transcoding = 0
+        self.images = ImageFetcher(source, transcode, compare)
+        self.budget = budget
         self.dedup = dedup
         self._output = output
-        self._source = source
-        self._retries = source.fetch.retries > 0  # an image whose transfer may have been cut is fetched once more
-        self._compare = compare
-        self._transcode = transcode
-        self.budget = budget
+
+    @property
+    def transcoding(self) -> int:
+        """Number of images that are being transcoded, or wait for that."""
+        return self.images.transcoding
 
     async def fetch_sample(
         self, spool: Spool, sample: Sample, ended: Mapping[int, LedgerLine], jpeg_bytes: int, counts: ImageCounts
@@ -77,54 +79,6 @@ class SampleFetcher:
             return
         await _DocumentTask(self, spool, sample, self._output, counts).run(ended, jpeg_bytes)
         await spool.append(sample)
-
-    async def find_failed(self, sample: Sample, images: Sequence[int]) -> list[int]:
-        """Those of a sample's images that are known to fail, by an earlier output."""
-        return await self._source.find_failed(sample, images)
-
-    async def fetch_image(self, sample: Sample, image: int, memory: Reservation) -> ImageResult:
-        """Fetch and transcode one image, whatever the outcome, or take it from an earlier output.
-
-        Args:
-            sample: The sample.
-            image: 0-based position in its images.
-            memory: The reservation that its bytes are counted against, also while its result waits for the spool: local
-                files come faster than a disk writes.
-        """
-        earlier = await self._source.find_earlier(sample, image, memory)
-        if isinstance(earlier, ImageResult):
-            return _for_image(earlier, sample, image)
-        fetched, outcome = await self._fetch_once(sample, image, memory, earlier)
-        if isinstance(outcome, Failure) and self._may_have_been_cut(fetched, outcome):
-            # Perhaps the transfer was cut and not the file; a response without a length can't tell. Try once more.
-            attempts, before = fetched.attempts, outcome
-            memory.shrink(0)
-            fetched, outcome = await self._fetch_once(sample, image, memory)
-            fetched = replace(fetched, attempts=fetched.attempts + attempts)
-            if isinstance(outcome, Failure) and outcome.is_as_damaged_as(before):
-                outcome = replace(outcome, kind=FailureKind.CORRUPT)
-        if fetched.source is not Source.HAVE and not self._source.is_out_of_time:
-            self._compare(outcome)
-        line = LedgerLine.of(sample, image, fetched, outcome)
-        is_to_be_written = isinstance(outcome, Encoded) and fetched.source is not Source.HAVE
-        result = ImageResult(line, outcome.jpeg if isinstance(outcome, Encoded) and is_to_be_written else b"")
-        memory.shrink(len(result.jpeg))
-        return result
-
-    def _may_have_been_cut(self, fetched: Fetched, failure: Failure) -> bool:
-        """Whether the bytes of a damaged image may differ the next time; those of members have been checked."""
-        is_from_web = fetched.source in (Source.WEB, Source.FALLBACK)
-        return self._retries and is_from_web and failure.kind is FailureKind.TRUNCATED
-
-    async def _fetch_once(
-        self, sample: Sample, image: int, memory: Reservation, earlier: Body | None = None
-    ) -> tuple[Fetched, Outcome]:
-        fetched = earlier or await self._source(sample, image, memory)
-        self.transcoding += 1
-        try:
-            return fetched, await self._transcode(fetched)
-        finally:
-            self.transcoding -= 1
 
 
 class _ImageTask:
@@ -157,21 +111,15 @@ class _ImageTask:
         spool = self._spool
         known = await locked.lookup()
         if known is None:
-            result = await self._fetcher.fetch_image(self._sample, self._image, memory)
+            result = await self._fetcher.images.fetch_image(self._sample, self._image, memory)
         else:
             await memory.grow(known.jpeg_bytes)
-            result = _for_image(known, self._sample, self._image)
+            result = result_for(known, self._sample, self._image)
         self.has_outcome = True
         self._counts.add(result.line, is_repeated=known is not None)
         offset = await spool.append(result, *then)
         locked.record(result, spool, offset)
         return result
-
-
-def _for_image(known: ImageResult, sample: Sample, image: int) -> ImageResult:
-    """The result of an image, taken from that of another image with the same URL."""
-    line = replace(known.line, sample=sample.position, key=sample.key, image=image, attempts=0, fetch_ms=0.0)
-    return replace(known, line=line)
 
 
 class _DocumentTask:
@@ -205,7 +153,7 @@ class _DocumentTask:
         missing = [image for image in range(len(self._sample.urls)) if image not in ended]
         if not self._is_lost:
             # First, so that nothing is requested of a document that is lost by what an earlier output knows of it.
-            failed = await self._fetcher.find_failed(self._sample, missing)
+            failed = await self._fetcher.images.source.find_failed(self._sample, missing)
             left = await self._fetch(failed)
             missing = [*left, *(image for image in missing if image not in failed)]
         if not self._is_lost:

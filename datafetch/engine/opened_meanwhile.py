@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
 
 from datafetch.model.image_interfaces import ImageTranscoder
 from datafetch.model.outcome import Failure, Fetched, Outcome
@@ -31,7 +31,9 @@ async def opened_meanwhile(
             yield transcode
         except BaseException:
             opening.cancel()
-            await asyncio.wait([opening])
+            while not opening.done():
+                with suppress(asyncio.CancelledError):  # further cancellations wait like the first
+                    await asyncio.wait([opening])
             if not opening.cancelled():
                 opening.exception()  # marks it as retrieved: what ended the context says more
             raise

@@ -126,9 +126,9 @@ def directory_values(file: memoryview, wanted: Mapping[int, int]) -> dict[int, t
         return None
     for _, value_type, value_count, content in layout.tag.iter_unpack(file[first:end]):
         length_bytes = value_count * _TYPE_BYTES.get(value_type, 0)
-        if length_bytes > layout.offset_bytes:
-            if int.from_bytes(content, layout.byte_order) + length_bytes > len(file):
-                return None
+        is_external = length_bytes > layout.offset_bytes
+        if is_external and int.from_bytes(content, layout.byte_order) + length_bytes > len(file):
+            return None
     # Of a tag that is repeated only the last one is read, for thousands may refer to the same values.
     tags = {tag[0]: tag for tag in layout.tag.iter_unpack(file[first:end]) if tag[0] in wanted}
     values: dict[int, tuple[int, ...]] = {}

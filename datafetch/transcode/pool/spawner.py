@@ -311,7 +311,7 @@ class _ForkServerHandle:
         except TimeoutError:  # it was stopped; its workers die with it all the same
             self._process.kill()
             await self._process.wait()
-        await self._receiving
+        await asyncio.wait([self._receiving])  # the end of an event loop cancels it before
 
     async def _receive_statuses(self) -> None:
         """Resolve the statuses that the server reports, and the remaining ones when it is gone."""

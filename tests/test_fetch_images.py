@@ -182,9 +182,10 @@ async def test_what_is_no_url_is_a_failure_and_what_is_no_text_an_error(web: Web
             [image async for image in fetch_images(urls, fetch=POLICY, image=HEADER)]
     with pytest.raises(TypeError, match=r"write: fetch_images\(\['http://example.org/'\]\)$"):
         fetch_images("http://example.org/")
-    for numbers in ({"memory_bytes": 0}, {"processes": 0}):
-        with pytest.raises(ValueError, match=r"must be from 1 to"):
-            fetch_images([], **numbers)
+    with pytest.raises(ValueError, match=r"^memory_bytes must be from 1 to"):
+        fetch_images([], memory_bytes=0)
+    with pytest.raises(ValueError, match=r"^processes must be from 1 to"):
+        fetch_images([], processes=0)
 
 
 async def test_an_error_of_the_urls_is_raised(web: Web, nothing_left: Callable[[], bool]) -> None:

@@ -176,7 +176,7 @@ def test_limits_on_sizes_hold() -> None:
         ({"max_aspect_ratio": 1.9}, "aspect_ratio_too_large"),
         ({"max_pixels": 800, "min_size_px": 20, "max_area_px": 800, "max_aspect_ratio": 2}, "ok"),
     ):
-        spec = replace(HEADER, **limits)  # type: ignore[arg-type]
+        spec = replace(HEADER, **limits)
         assert kind_of(check_header(body, spec)) == kind
         assert check_header(body, spec) == transcode(body, replace(spec, check=BodyCheck.FULL))
     large = saved(Image.new("1", (10_000, 9_000)), "PNG")
@@ -194,7 +194,7 @@ async def test_headers_are_checked_without_processes() -> None:
     large = saved(Image.frombytes("RGB", (600, 500), noise), "PNG")
     assert len(large) > 512 * KIB
     async with Transcoder(HEADER, processes=2) as transcoder:
-        outcomes = await asyncio.gather(*map(transcoder, [small, Body(large), large[:-1], small]))
+        outcomes = await asyncio.gather(*(transcoder(body) for body in (small, Body(large), large[:-1], small)))
         assert {child.pid for child in _children()} <= before
         failure = Failure(FailureKind.TIMEOUT)
         assert await transcoder(failure) is failure

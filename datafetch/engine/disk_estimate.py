@@ -200,13 +200,11 @@ def _typical_pixels(spec: ImageSpec) -> float:
     side_px = spec.short_side_px or spec.size_px
     if side_px is None:
         return _TYPICAL_PIXELS
-    match spec.resize_mode:
-        case None | ResizeMode.KEEP_RATIO:
-            pixels = side_px**2 * _TYPICAL_ASPECT_RATIO
-        case ResizeMode.KEEP_RATIO_LARGEST:
-            pixels = side_px**2 / _TYPICAL_ASPECT_RATIO
-        case ResizeMode.CENTER_CROP | ResizeMode.BORDER:
-            pixels = side_px**2
+    pixels: float = side_px**2
+    if spec.resize_mode in (None, ResizeMode.KEEP_RATIO):
+        pixels *= _TYPICAL_ASPECT_RATIO
+    elif spec.resize_mode is ResizeMode.KEEP_RATIO_LARGEST:
+        pixels /= _TYPICAL_ASPECT_RATIO
     enlarges = spec.resize_mode is not None and not spec.only_if_bigger
     return pixels if enlarges else min(_TYPICAL_PIXELS, pixels)
 

@@ -120,6 +120,9 @@ _HELPS = {
     "opted_out": "`--opt-out ignore`, if you may use such images",
     "too_large": "a larger `--max-body` or `--max-sample`",
     "too_many_pixels": "a larger `--max-pixels`",
+    "too_small": "nothing: `--min-size` leaves such images out",
+    "area_too_large": "nothing: `--max-area` leaves such images out",
+    "aspect_ratio_too_large": "nothing: `--max-aspect-ratio` leaves such images out",
     "missing_member": "another archive as `--source`; of a training list: prepare the image set, and the list again",
     "worker_crashed": "the body is kept in `quarantine/` of the state folder, for inspection",
 }
@@ -264,7 +267,7 @@ def _failure_kinds() -> Iterator[str]:
     table = _KINDS.read_text().partition("## Failure kinds")[2].partition("\n\n")[2].partition("\n\n")[0]
     for row in table.splitlines()[2:]:
         kinds, meaning, temporary = (cell.strip() for cell in row.strip("|").split("|"))
-        helps = next((text for kind, text in _HELPS.items() if kind in kinds), _NOTHING)
+        helps = next((text for kind, text in _HELPS.items() if f"`{kind}`" in kinds), _NOTHING)
         if helps == _NOTHING and temporary != "no":
             helps = _RETRY if temporary == "yes" else f"{_RETRY} ({temporary})"
         yield f"| {kinds} | {meaning} | {helps} |"

@@ -292,11 +292,11 @@ async def test_processes_fit_and_encode_as_this_one_does() -> None:
         ({"size_px": 3}, "resize_mode and size_px must be given together"),
         ({"resize_mode": "border"}, "resize_mode and size_px must be given together"),
         ({"resize_mode": "crop", "size_px": 3}, "resize_mode must be keep-ratio or .* or border or None, not 'crop'"),
-        ({"only_if_bigger": True}, "only_if_bigger needs resize_mode and size_px"),
+        ({"only_if_bigger": True}, "only_if_bigger is for resize_mode and size_px; give these, too"),
         ({"resize_mode": "border", "size_px": 3, "short_side_px": 3}, "short_side_px and resize_mode both resize; .*"),
         (
             {"resize_mode": "border", "size_px": 10_000},
-            "resize_mode makes squares of size_px, which have more pixels .*",
+            "squares of size_px have more pixels than max_pixels; give .*",
         ),
         ({"resize_mode": "border", "size_px": 0}, "size_px must be from 1 to .*"),
         ({"encode": "received", "image_format": "png"}, ".* it takes neither resize_mode nor image_format"),

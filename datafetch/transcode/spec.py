@@ -247,7 +247,7 @@ class ImageSpec:
         if (self.resize_mode is None) is not (self.size_px is None):
             raise invalid(self, "{resize_mode} and {size_px} must be given together")
         if self.only_if_bigger and self.resize_mode is None:
-            raise invalid(self, "{only_if_bigger} needs {resize_mode} and {size_px}")
+            raise invalid(self, "{only_if_bigger} is for {resize_mode} and {size_px}; give these, too")
         if self.resize_mode is None:
             return
         if self.short_side_px is not None:
@@ -255,7 +255,7 @@ class ImageSpec:
                 self, "{short_side_px} and {resize_mode} both resize; give {short_side_px:none}, or leave one out"
             )
         if self.resize_mode.makes_squares and self.size_px is not None and self.size_px**2 > self.max_pixels:
-            raise invalid(self, "{resize_mode} makes squares of {size_px}, which have more pixels than {max_pixels}")
+            raise invalid(self, "squares of {size_px} have more pixels than {max_pixels}; give a smaller {size_px}")
 
     def _check_kept(self) -> None:
         if self.short_side_px is not None or self.pixels is not Pixels.RECIPE:

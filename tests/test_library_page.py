@@ -1,4 +1,4 @@
-"""The examples of docs/library.md work: the loop, and the dataset for PyTorch, on PyTorch itself where it is installed."""
+"""The examples of docs/library.md work; the dataset for PyTorch on PyTorch itself, where it is installed."""
 
 from __future__ import annotations
 

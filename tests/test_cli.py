@@ -39,7 +39,7 @@ from datafetch.model.outcome import FailureKind, Permission
 from datafetch.model.report import FailureCounts, PermittedSince, Report, ReshardedEpoch
 from datafetch.model.sample import IdListResult
 from datafetch.output.retry_filter import RetryFilter
-from datafetch.transcode import Encoding, ImageSpec, Pixels, Resize
+from datafetch.transcode import BodyCheck, Encoding, ImageFormat, ImageSpec, Pixels, Resize, ResizeMode
 
 Pictures = tuple[Path, list[str]]
 IMAGES = 200
@@ -463,8 +463,8 @@ def test_help_of_a_dataset_lists_the_options_that_it_takes(
         (["--ver"], {"--version"}),
         (["prepare", "llm-jp-p"], {"llm-jp-pairs-step0", "llm-jp-pairs-step1"}),
         (["prepare", "st"], {"step-0", "step-1", "step-2"}),
-        (["prepare", "ocr-vqa", "--on"], {"--only-referenced"}),
-        (["prepare", "coyo", "--on"], set()),
+        (["prepare", "ocr-vqa", "--on"], {"--only-referenced", "--only-if-bigger"}),
+        (["prepare", "coyo", "--only-r"], set()),
         (["prepare", "coyo", "--pixels", ""], {"recipe", "correct"}),
         (["retry", "out", "--kinds", "tim"], {"timeout"}),
         (["fail"], {"failures"}),
@@ -626,9 +626,17 @@ def test_each_option_about_images_reaches_the_spec() -> None:
     assert GivenOptions({}).change(job) == job
     options = GivenOptions(
         {
-            "short_side": "100",
+            "short_side": "none",
+            "resize_mode": ResizeMode.BORDER,
+            "size": 100,
+            "only_if_bigger": True,
+            "image_format": ImageFormat.WEBP,
             "quality": 90,
             "resize": Resize.EXACT,
+            "check": BodyCheck.FULL,
+            "min_size": 10,
+            "max_aspect_ratio": 3.5,
+            "max_area": 900_000,
             "decode_timeout": 3.5,
             "encode": Encoding.ORIGINAL,
             "pixels": Pixels.CORRECT,
@@ -637,9 +645,15 @@ def test_each_option_about_images_reaches_the_spec() -> None:
     )
     assert options.values.keys() == {one.name for one in parameters_of([ImageSpec()])}
     assert options.change(job).image == ImageSpec(
-        short_side_px=100,
+        resize_mode=ResizeMode.BORDER,
+        size_px=100,
+        only_if_bigger=True,
+        image_format=ImageFormat.WEBP,
         quality=90,
         resize=Resize.EXACT,
+        min_size_px=10,
+        max_aspect_ratio=3.5,
+        max_area_px=900_000,
         decode_timeout_s=3.5,
         encode=Encoding.ORIGINAL,
         pixels=Pixels.CORRECT,

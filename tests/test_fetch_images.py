@@ -200,7 +200,7 @@ async def test_an_error_of_the_urls_is_raised(web: Web, nothing_left: Callable[[
         async for _ in images:
             pass
     assert [image async for image in images] == []
-    assert nothing_left()
+    await until(nothing_left)
 
 
 def _endless(web: Web, taken: list[int]) -> Iterator[str]:
@@ -222,12 +222,15 @@ async def test_breaking_out_ends_everything(web: Web, nothing_left: Callable[[],
 
 
 @pytest.mark.rotating
-async def test_closing_ends_processes_and_requests_at_once(web: Web, nothing_left: Callable[[], bool]) -> None:
+@pytest.mark.usefixtures("nothing_left")
+async def test_closing_ends_processes_and_tasks_at_once(web: Web) -> None:
     """With ``aclosing``, before the next statement: also where a server keeps its answers to itself."""
     urls = [web.url(0), *(web.url(number, "headless") for number in range(1, 20))]
+    before = _children()
     async with aclosing(fetch_images(urls, fetch=POLICY, processes=1)) as images:
         assert (await anext(images)).index == 0
-    assert nothing_left()
+    assert not _tasks()
+    assert _children() <= before
 
 
 async def test_cancelling_ends_everything(web: Web, nothing_left: Callable[[], bool]) -> None:

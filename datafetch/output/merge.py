@@ -143,9 +143,9 @@ def _merge_published(output: Output, shard: str, keep: _Keep, *, has_rows: bool)
         keep: Which results of a sample in the spool were not fetched again, given what was stored of it.
         has_rows: Whether the samples in the spool that have a row still have it, so that it can stay.
     """
-    layout = output.layout
+    layout, output_format = output.layout, format_of(output.layout)
     summary = read_shard_summary(layout.ledger(shard))
-    rows: Iterator[PublishedRow] = format_of(layout).read_rows(layout, shard) if summary.totals.rows else iter(())
+    rows: Iterator[PublishedRow] = output_format.read_rows(layout, shard) if summary.totals.rows else iter(())
     lines = ByPosition(read_samples(layout.ledger(shard)), lambda lines: lines[0].sample)
     kept_samples = ByPosition(SpoolReader(layout.kept_for_retry(shard)).samples(), _position)
     retried = ByPosition(SpoolReader(*layout.spools(shard)).samples(), _position)
@@ -162,7 +162,8 @@ def _merge_published(output: Output, shard: str, keep: _Keep, *, has_rows: bool)
             kept = keep(stored, lines_before)
             in_row = frozenset(image.line.image for image in kept if image.line.outcome == OK)
             merged = _merge_sample(output, _add_history(spooled, lines_before, kept), in_row)
-            keeps_row = has_row and has_rows and not _has_new_image(merged.lines, lines_before)
+            is_old_row_right = not output_format.rows_have_outcomes and not _has_new_image(merged.lines, lines_before)
+            keeps_row = has_row and has_rows and is_old_row_right
             yield replace(merged, row=row) if keeps_row else merged
     if not lines.is_empty or not kept_samples.is_empty or not retried.is_empty or next(rows, None) is not None:
         raise ConservationError(f"shard {shard}: the retry has samples that the shard lacks")

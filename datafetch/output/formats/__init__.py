@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from datafetch.output.formats.checksummed_file import crc32_of
+from datafetch.output.formats.files import FilesFormat
 from datafetch.output.formats.image_files import ImageFilesFormat
 from datafetch.output.formats.output_format import OutputFormat, PublishedFile, PublishedRow, ShardFormat, ShardWriter
+from datafetch.output.formats.parquet import ParquetFormat
 from datafetch.output.formats.pickle import COUNT_SUFFIX, ROWS_SUFFIX, PickleFormat, PickleShardWriter
 from datafetch.output.formats.pickle_form import MAX_FRAME_BYTES, FrameOffsets, encode_row
 from datafetch.output.formats.pickle_rows import decode_row, frame_sizes, read_count, read_frames
+from datafetch.output.formats.webdataset import WebDatasetFormat
 from datafetch.store.layout import OutputLayout
 
 __all__ = [
@@ -17,15 +20,18 @@ __all__ = [
     "FORMATS",
     "MAX_FRAME_BYTES",
     "ROWS_SUFFIX",
+    "FilesFormat",
     "FrameOffsets",
     "ImageFilesFormat",
     "OutputFormat",
+    "ParquetFormat",
     "PickleFormat",
     "PickleShardWriter",
     "PublishedFile",
     "PublishedRow",
     "ShardFormat",
     "ShardWriter",
+    "WebDatasetFormat",
     "crc32_of",
     "decode_row",
     "encode_row",
@@ -35,7 +41,9 @@ __all__ = [
     "read_frames",
 ]
 
-FORMATS: Mapping[str, OutputFormat] = {one.name: one for one in (PickleFormat(), ImageFilesFormat())}
+FORMATS: Mapping[str, OutputFormat] = {
+    one.name: one for one in (PickleFormat(), ImageFilesFormat(), WebDatasetFormat(), ParquetFormat(), FilesFormat())
+}
 
 
 def format_of(layout: OutputLayout) -> OutputFormat:

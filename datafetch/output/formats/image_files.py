@@ -202,9 +202,14 @@ class ImageFilesWriter:
         self._index.close()
 
     def _add_to_index(self, file: ImageFile) -> None:
-        self._index.write(orjson.dumps(file, option=orjson.OPT_APPEND_NEWLINE))
+        self._index.write(encode_index_line(file))
         self._count += 1
         self.written_bytes += 0 if file.is_elsewhere else file.size_bytes
+
+
+def encode_index_line(file: ImageFile) -> bytes:
+    """A line of an index."""
+    return orjson.dumps(file, option=orjson.OPT_APPEND_NEWLINE)
 
 
 def read_index(path: Path) -> Iterator[ImageFile]:

@@ -89,11 +89,14 @@ class OutputFormat(ABC):
         allows_other_files: Whether the output folder may contain files that datafetch did not write. With shards it
             may not, because the trainer counts the files of the folder.
         can_be_resharded: Whether ``datafetch.output.reshard`` can reshard it.
+        rows_have_outcomes: Whether a row says what became of its images, so that a sample has one even if none arrived,
+            and it is written again after each retry of the sample.
     """
 
     name: ClassVar[str]
     allows_other_files: ClassVar[bool]
     can_be_resharded: ClassVar[bool] = False
+    rows_have_outcomes: ClassVar[bool] = False
 
     @abstractmethod
     def open_writer(self, layout: OutputLayout, shard: str, folder: Path, *, is_retry: bool) -> ShardWriter:
@@ -165,9 +168,11 @@ class ShardFormat(OutputFormat):
 
     Attributes:
         suffixes: The suffixes of a shard's files, in the order in which they are published.
+        rows_suffix: The suffix of the one that has a row for each sample that became one.
     """
 
     suffixes: ClassVar[Sequence[str]]
+    rows_suffix: ClassVar[str]
     allows_other_files: ClassVar[bool] = False
 
     def publish(self, layout: OutputLayout, shard: str, ready: Path, folder: Path) -> None:

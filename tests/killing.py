@@ -3,9 +3,9 @@
 ``python killing.py reshard SRC FOLDER STEP`` reshards SRC into FOLDER/<n>/out. ``python killing.py swap
 PREPARED FOLDER STEP`` completes the swap in copies of the folder PREPARED, FOLDER/<n>; ``swap-apart`` does the same
 as if the system could not exchange two folders, ``set-aside`` sets the output in the copies aside, and ``publish``
-publishes the committed shards in the copies. n is the number of the file operation before which the process is
-killed: 1, 1 + STEP, and so on, until a process runs to the end. The processes are forked from one without threads, so
-each costs milliseconds.
+publishes the committed shards in the copies, of the format that may follow STEP. n is the number of the file operation
+before which the process is killed: 1, 1 + STEP, and so on, until a process runs to the end. The processes are forked
+from one without threads, so each costs milliseconds.
 """
 
 import os
@@ -84,7 +84,9 @@ def main() -> None:
             survives = _survives(lambda out=copied / "out": _set_aside(layout_of(out)), operation)  # type: ignore[misc]
         elif task == "publish":
             shutil.copytree(given, copied)
-            survives = _survives(lambda out=copied / "out": complete_commits(OutputLayout(out)), operation)  # type: ignore[misc]
+            output_format = sys.argv[5] if len(sys.argv) > 5 else "pickle"
+            layout = OutputLayout(copied / "out", output_format=output_format)
+            survives = _survives(lambda layout=layout: complete_commits(layout), operation)  # type: ignore[misc]
         elif task.startswith("swap"):
             shutil.copytree(given, copied, symlinks=True)
             survives = _survives(lambda out=copied / "out": complete_swap(OutputLayout(out)), operation)  # type: ignore[misc]

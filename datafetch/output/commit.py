@@ -97,11 +97,22 @@ def publish_ready(layout: OutputLayout, shard: str) -> None:
     ready = layout.ready / shard
     rows = layout.added if layout.reshard_record.exists() else layout.out
     format_of(layout).publish(layout, shard, ready, rows)
-    for path in (layout.kept_for_retry(shard), layout.ledger(shard)):
-        if (ready / path.name).exists():
+    kept, ledger = layout.kept_for_retry(shard), layout.ledger(shard)
+    # Under its final name a ledger was left by an earlier version, since the format has taken its own files.
+    for unpublished, path in (
+        (ready / kept.name, kept),
+        (_unpublished_ledger(ready, shard), ledger),
+        (ready / ledger.name, ledger),
+    ):
+        if unpublished.exists():
             make_folder(path.parent)
-            publish(ready / path.name, path)
+            publish(unpublished, path)
     ready.rmdir()
+
+
+def _unpublished_ledger(folder: Path, shard: str) -> Path:
+    """The ledger in a folder with the files of a shard, of which one may have the name that the ledger gets."""
+    return folder / f"{shard}.ledger"
 
 
 def complete_commits(layout: OutputLayout, shards: Collection[str] | None = None) -> None:
@@ -125,7 +136,7 @@ def _write(commit: Commit, folder: Path) -> ShardCounts:
     writer = format_of(output.layout).open_writer(output.layout, shard, folder, is_retry=retry is not None)
     with (
         closing(writer),
-        LedgerWriter(folder / output.layout.ledger(shard).name, shard) as ledger,
+        LedgerWriter(_unpublished_ledger(folder, shard), shard) as ledger,
         SpoolWriter(folder / output.layout.kept_for_retry(shard).name) as kept,
     ):
         for merged in _select_rows(samples, commit.row_numbers):

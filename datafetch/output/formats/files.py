@@ -106,9 +106,9 @@ class FilesWriter:
         self._shard = shard
         self._rows = 0
         self._count = 0
+        self._table = RowsFile(folder / f"table{_NUMBERED_SUFFIX}", replaced=replaced)  # first, since it may refuse
         self._index_path = folder / f"{shard}{INDEX_SUFFIX}"
         self._index = self._index_path.open("wb")
-        self._table = RowsFile(folder / f"table{_NUMBERED_SUFFIX}", replaced=replaced)
         self._stats = ShardStats(folder / f"stats{_NUMBERED_SUFFIX}")
 
     def write_row(self, row: OutputRow) -> None:

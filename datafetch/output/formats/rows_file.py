@@ -44,14 +44,17 @@ class RowsFile:
         path: The file.
         has_images: Whether rows have an image, or a list of images, under ``image``: ``{"bytes": …, "path": …}``.
         replaced: The file that this one replaces, whose columns it has; None for a new shard.
+
+    Raises:
+        ManifestError: The file that it replaces is damaged; nothing is opened.
     """
 
     def __init__(self, path: Path, *, has_images: bool = False, replaced: Path | None = None) -> None:
         self.path = path
         self.rows = 0
         self._has_images = has_images
-        self._file = ChecksummedFile(path)
         self._types = None if replaced is None else read_types(replaced)
+        self._file = ChecksummedFile(path)
         self._writer: pq.ParquetWriter | None = None
         self._pending: list[SampleValues] = []
         self._pending_bytes = 0

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from enum import StrEnum
 from typing import TypeAlias
 
@@ -99,6 +99,8 @@ def has_several(row: OutputRow) -> bool:
 def sample_values(row: OutputRow) -> SampleValues:
     """The columns of a sample."""
     values = row.values
+    columns = _columns(values)
+    names = _kept_names(columns)
     lines = [image.line for image in row.images]
     of_images: SampleValues = (
         {name: [_of_image(line)[name] for line in lines] for name in _NAMES_OF_IMAGES}
@@ -106,7 +108,7 @@ def sample_values(row: OutputRow) -> SampleValues:
         else _of_image(lines[0] if lines else None)
     )
     return {
-        **{kept_name(name): value for name, value in _columns(values).items()},
+        **{names[name]: value for name, value in columns.items()},
         **({CAPTION: values[CAPTION]} if CAPTION in values else {}),
         URL: values[URL],
         KEY: values[KEY],
@@ -114,17 +116,22 @@ def sample_values(row: OutputRow) -> SampleValues:
     }
 
 
-def kept_name(name: str) -> str:
-    """The name that a kept column has in the output."""
-    while name in OWN_COLUMNS:
-        name = _KEPT_PREFIX + name
-    return name
+def _kept_names(columns: Collection[str]) -> dict[str, str]:
+    """The name that each kept column has in the output."""
+    names = {}
+    for name in columns:
+        kept = name
+        while kept in OWN_COLUMNS or (kept != name and kept in columns):
+            kept = _KEPT_PREFIX + kept
+        names[name] = kept
+    return names
 
 
 def kept_types(values: Row) -> dict[str, str]:
     """The types of the kept columns of a row, by their names in the output, as far as they are given."""
-    types = values.get("types")
-    return {kept_name(name): str(kind) for name, kind in types.items()} if isinstance(types, Mapping) else {}
+    names, types = _kept_names(_columns(values)), values.get("types")
+    assert types is None or isinstance(types, Mapping), "types are a mapping"
+    return {names[name]: str(kind) for name, kind in (types or {}).items() if name in names}
 
 
 def _columns(values: Row) -> Mapping[str, object]:

@@ -103,9 +103,9 @@ class WebDatasetWriter:
     """
 
     def __init__(self, folder: Path, shard: str, replaced: Path | None = None) -> None:
+        self._table = RowsFile(folder / f"{shard}{PARQUET_SUFFIX}", replaced=replaced)  # first, since it may refuse
         self._file = ChecksummedFile(folder / f"{shard}{TAR_SUFFIX}")
         self._tar = TarWriter(self._file)
-        self._table = RowsFile(folder / f"{shard}{PARQUET_SUFFIX}", replaced=replaced)
         self._stats = ShardStats(folder / f"{shard}{STATS_SUFFIX}")
 
     def write_row(self, row: OutputRow) -> None:

@@ -133,7 +133,7 @@ def read_members(file: BinaryIO) -> Iterator[TarMember]:
             content_start += BLOCK_BYTES
         if header[_TYPE] not in {b"0", b"\0"}:
             raise ValueError(f"has something else than a regular file at byte {start:,}")
-        size_bytes = int(extended["size"][:_MAX_DIGITS]) if "size" in extended else _size(header, start)
+        size_bytes = _decimal(extended["size"], start) if "size" in extended else _size(header, start)
         member = TarMember(extended.get("path") or _name(header, start), start, content_start, size_bytes)
         if member.stop > file_bytes:
             raise ValueError(f"is cut short in a member that begins at byte {start:,}")
@@ -164,6 +164,12 @@ def _octal(digits: bytes, offset: int) -> int:
         return int(digits, 8)
     except ValueError as error:
         raise ValueError(f"is damaged at byte {offset:,}") from error
+
+
+def _decimal(digits: str, offset: int) -> int:
+    if not (digits.isascii() and digits.isdecimal() and len(digits) <= _MAX_DIGITS):
+        raise ValueError(f"is damaged at byte {offset:,}")
+    return int(digits)
 
 
 def _size(header: bytes, offset: int) -> int:

@@ -26,7 +26,7 @@ from datafetch.model.observers import Observer, observed_by
 from datafetch.model.options import Option, OptionGroup, option
 from datafetch.model.untrusted import short_repr
 from datafetch.model.wording import command_that_made
-from datafetch.output.formats import ROWS_SUFFIX, ImageFilesFormat, PickleFormat
+from datafetch.output.formats import ROWS_SUFFIX
 from datafetch.output.reshard.ranks import BATCH, GROUP, WORLD_SIZE
 from datafetch.output.training_list import list_name_of
 from datafetch.process.cpus import available_cpus
@@ -41,17 +41,17 @@ from datafetch.verify.images import ImageDecoder
 from datafetch.verify.intended_ranks import IntendedRanks, WantedRanks, read_sound_job
 from datafetch.verify.record_list import RecordList
 from datafetch.verify.recorded_files import RecordedFiles
+from datafetch.verify.sample_shards import SampleShards, format_of_samples
 from datafetch.verify.shards import AtHand, ShardFolder, is_at_hand
 from datafetch.verify.verdict import EpochUsage, Verdict
 
 # The trainer's ``Image.open`` refuses images above twice Pillow's limit. Shards hold JPEGs; files may have any format,
 # and must open as in the trainer. Intact JPEGs are checked without decoding all of their pixels (docs/fidelity.md).
-_READABLE_FORMATS = (PickleFormat.name, ImageFilesFormat.name)
 _MAX_PIXELS = 2 * 89_478_485
 _SHARD_SPEC = ImageSpec(encode=Encoding.ORIGINAL, max_pixels=_MAX_PIXELS, repairs_png=False)
 _FILE_SPEC = ImageSpec(encode=Encoding.RECEIVED, max_pixels=_MAX_PIXELS)
 
-Subject: TypeAlias = ShardFolder | RecordList | ImageFolder | RecordedFiles
+Subject: TypeAlias = ShardFolder | RecordList | ImageFolder | RecordedFiles | SampleShards
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,14 +167,14 @@ async def _verify(check: Check, observers: Iterable[Observer[VerifyProgress]], a
             for problem in await asyncio.to_thread(_lost_shards, subject, check):
                 findings.add_problem(problem)
     usage = None
-    if isinstance(subject, ShardFolder | RecordedFiles) and subject.shards:
+    if isinstance(subject, ShardFolder | RecordedFiles) and subject.shards and subject.loader is not None:
         intended = await asyncio.to_thread(_intended_ranks, check, subject.loader)
         usage = EpochUsage.from_row_counts(subject.row_counts, intended)
     usage_problems = tuple(usage.problems()) if usage else ()
     return Verdict(
         out=check.out,
         loader=subject.loader,
-        shards=subject.shards if isinstance(subject, ShardFolder | RecordedFiles) else None,
+        shards=subject.shards if isinstance(subject, ShardFolder | RecordedFiles | SampleShards) else None,
         samples=findings.samples,
         images=findings.images,
         problems=(*usage_problems, *findings.kept_problems),
@@ -182,6 +182,7 @@ async def _verify(check: Check, observers: Iterable[Observer[VerifyProgress]], a
         remarks=(*await asyncio.to_thread(_remarks, Path(check.out)), *_quick_remarks(subject, findings)),
         epoch_usage=usage,
         is_quick=check.quick,
+        output_format=subject.output_format if isinstance(subject, RecordedFiles | SampleShards) else "",
     )
 
 
@@ -199,7 +200,7 @@ async def _compare(subject: RecordedFiles, findings: Findings) -> None:
 
 def _lost_shards(subject: Subject, check: Check) -> list[Problem]:
     """What a folder of shards lacks by its own record, if it has one."""
-    if not isinstance(subject, ShardFolder):
+    if not isinstance(subject, ShardFolder | SampleShards):
         return []
     out = Path(check.out)
     try:
@@ -223,10 +224,12 @@ def _quick_remarks(subject: Subject, findings: Findings) -> Iterator[str]:
         yield f"{files} no recorded checksum; only presence, and the size where that was recorded, were compared"
 
 
-async def _examine(subject: ShardFolder | RecordList | ImageFolder, findings: Findings, processes: int) -> None:
+async def _examine(
+    subject: ShardFolder | RecordList | ImageFolder | SampleShards, findings: Findings, processes: int
+) -> None:
     """Read and decode everything; the next batch of rows is read as soon as all images of the last are submitted."""
     batches = batched(subject.examine())
-    spec = _FILE_SPEC if subject.loader is Loader.TORCH else _SHARD_SPEC
+    spec = _SHARD_SPEC if isinstance(subject, ShardFolder) else _FILE_SPEC
     async with Transcoder(spec, processes=processes) as transcode, asyncio.TaskGroup() as group:
         decoder = ImageDecoder(transcode, findings, group, processes)
         while (batch := await asyncio.to_thread(_next, batches)) is not None:
@@ -273,8 +276,6 @@ def _what_to_give(missing: Path) -> str:
 
 def _open_folder(check: Check, out: Path, at_hand: AtHand) -> Subject:
     dataset = _dataset_of_job(out)
-    if dataset is not None and dataset.output_format not in _READABLE_FORMATS:
-        raise ConfigurationError(f"verify can't read {dataset.output_format}, the output format of {dataset.name}")
     if dataset is not None and dataset.list_name is not None and check.loader in {None, dataset.loader}:
         path = out.absolute().parent / list_name_of(OutputLayout(out.absolute()), dataset)
         if not path.is_file():
@@ -290,6 +291,10 @@ def _open_folder(check: Check, out: Path, at_hand: AtHand) -> Subject:
         raise ConfigurationError(f"there is no folder {out}; the run that makes it has nothing to show yet")
     if check.image_root is not None:
         raise invalid(check, "{image_root} is only for a JSON file; shards contain their images")
+    if check.loader is None and (dataset is None or dataset.loader is None):
+        sample_format = format_of_samples(out)
+        if sample_format is not None:
+            return SampleShards(out, sample_format)
     loader = check.loader or (None if dataset is None else dataset.loader)
     if loader is not Loader.TORCH:
         return ShardFolder(out, loader, at_hand)

@@ -64,10 +64,17 @@ class Problem:
 
 @dataclass(frozen=True, slots=True)
 class ImageToDecode:
-    """An encoded image whose decoding is still to be checked."""
+    """An encoded image whose decoding is still to be checked.
+
+    Attributes:
+        location: Where it is.
+        body: The image.
+        size_px: The width and height that are said of it; None if nothing is.
+    """
 
     location: Location
     body: bytes = field(repr=False)
+    size_px: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True, slots=True)

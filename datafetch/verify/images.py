@@ -51,5 +51,8 @@ class ImageDecoder:
         if isinstance(outcome, Failure):
             reason = f"{outcome.kind.value}: {outcome.detail}" if outcome.detail else outcome.kind.value
             self._findings.add_problem(Problem(image.location, f"the image can't be decoded ({reason})"))
+        elif (said := image.size_px) is not None and said != (found := (outcome.width_px, outcome.height_px)):
+            message = f"the image has {found[0]}x{found[1]} pixels, and its row says {said[0]}x{said[1]}"
+            self._findings.add_problem(Problem(image.location, message))
         self._held_bytes -= image_bytes
         self._freed.set()

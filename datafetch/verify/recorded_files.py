@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,6 +25,7 @@ from datafetch.store.layout import OutputLayout
 from datafetch.store.shard_summary import read_shard_counts
 from datafetch.verify.findings import Examination, Location, Problem
 from datafetch.verify.intended_ranks import read_sound_job
+from datafetch.verify.sample_shards import FORMATS_OF_SAMPLES, format_of_samples
 from datafetch.verify.shards import AtHand, ShardFolder, is_at_hand
 
 _STEP_BYTES = 64 << 20  # what is read between two reports of progress, or before Ctrl-C has an effect
@@ -57,7 +58,10 @@ class RecordedFiles:
         self.without_checksum = 0
         self.out = layout.out
         self._at_hand = at_hand
-        self._layout = layout if dataset is None else replace(layout, output_format=dataset.output_format)
+        own_format = layout.output_format if dataset is None else dataset.output_format
+        has_samples = dataset is not None and dataset.loader is None
+        sample_format = format_of_samples(layout.out) if has_samples else None
+        self._layout = replace(layout, output_format=sample_format or own_format)
         self._list_name = None if dataset is None else dataset.list_name
         self._record: ReshardRecord | None = read_reshard_record(layout)
         job = read_sound_job(layout)
@@ -73,7 +77,9 @@ class RecordedFiles:
         if job is not None and self._record is None and job.limit is None and layout.report.exists():
             self._ledgers_of = list(job.shards)  # as the run was complete
         own = None if dataset is None else dataset.loader
-        self.loader = loader or own or (ShardFolder(layout.out).loader if layout.out.is_dir() else Loader.COYO)
+        self.loader: Loader | None = loader or own
+        if self.loader is None and not self._has_image_files:
+            self.loader = ShardFolder(layout.out).loader if layout.out.is_dir() else Loader.COYO
         if self._record is not None:
             self.row_counts = [file.rows for file in self._record.files.values()]
         else:
@@ -102,7 +108,10 @@ class RecordedFiles:
         yield step
 
     def lost_shards(self) -> Iterator[Problem]:
-        """The pickle shards of which nothing is there, for who looks at what there is."""
+        """The shards of which nothing is there, for who looks at what there is."""
+        if self._layout.output_format in FORMATS_OF_SAMPLES:
+            yield from self._lost_sample_shards()
+            return
         for file in self._files():
             if isinstance(file, Problem) or file.path.suffix != ROWS_SUFFIX or file.path.exists():
                 continue
@@ -112,6 +121,22 @@ class RecordedFiles:
                     f"{command_that_made(self._layout.out)}"
                 )
                 yield Problem(Location(file.path.name), message)
+
+    def _lost_sample_shards(self) -> Iterator[Problem]:
+        for shard in self._shards:
+            with suppress(ConfigurationError):  # which is reported where the files are compared
+                files = list(format_of(self._layout).published_files(self._layout, shard))
+                if files and not any(file.path.exists() for file in files):
+                    message = (
+                        "all of its files are missing; the command that made the output makes it again; "
+                        f"{command_that_made(self._layout.out)}"
+                    )
+                    yield Problem(Location(shard), message)
+
+    @property
+    def output_format(self) -> str:
+        """The format of shards of a list's samples; empty for others."""
+        return self._layout.output_format if self._layout.output_format in FORMATS_OF_SAMPLES else ""
 
     @property
     def _has_image_files(self) -> bool:

@@ -116,7 +116,7 @@ class Verdict:
 
     Attributes:
         out: What was verified.
-        loader: The loader whose requirements were checked.
+        loader: The loader whose requirements were checked; None for shards of a list's samples.
         shards: The number of complete shards; None for an output without shards.
         samples: The number of rows or records examined.
         images: The number of images that were decoded, or could not be; a file that several records share counts once.
@@ -125,10 +125,11 @@ class Verdict:
         remarks: What is worth knowing without being a problem.
         epoch_usage: What an epoch would read; None for an output without shards.
         is_quick: Whether files were only compared with what was recorded of them.
+        output_format: The format of shards of a list's samples; empty for others.
     """
 
     out: str
-    loader: Loader
+    loader: Loader | None
     shards: int | None
     samples: int
     images: int
@@ -137,6 +138,7 @@ class Verdict:
     remarks: tuple[str, ...] = ()
     epoch_usage: EpochUsage | None = None
     is_quick: bool = False
+    output_format: str = ""
 
     @property
     def is_sound(self) -> bool:
@@ -148,7 +150,8 @@ class Verdict:
         usage = self.epoch_usage
         return {
             "out": self.out,
-            "loader": self.loader.value,
+            "loader": self.loader and self.loader.value,
+            "format": self.output_format or None,
             "sound": self.is_sound,
             "quick": self.is_quick,
             "shards": self.shards,
@@ -171,7 +174,8 @@ class Verdict:
         """Yield the verdict as lines for people: what was verified, what an epoch uses, the problems, the result."""
         shards = "" if self.shards is None else f"{counted(self.shards, 'shard')}, "
         images = "as recorded, nothing decoded" if self.is_quick else counted(self.images, "image")
-        yield f"{self.out} for loader {self.loader.value}: {shards}{counted(self.samples, 'sample')}, {images}"
+        what = self.output_format if self.loader is None else f"for loader {self.loader.value}"
+        yield f"{self.out} {what}: {shards}{counted(self.samples, 'sample')}, {images}"
         if self.is_quick and self.problems:  # what to do comes last, and files that are missing are read by no rank
             yield from self._problem_lines()
             yield from self.remarks

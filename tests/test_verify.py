@@ -782,6 +782,7 @@ def test_the_exit_code_and_output_of_the_command(tmp_path: Path, capfd: pytest.C
     assert json.loads(capfd.readouterr().out) == {
         "out": str(tmp_path / "out"),
         "loader": "coyo",
+        "format": None,
         "sound": False,
         "quick": False,
         "shards": 1,

@@ -18,10 +18,11 @@ from list_samples import BROKEN, FORMATS_OF_LISTS, GONE, LATE, SHARD, ListOutput
 from datafetch.errors import ManifestError
 from datafetch.model.outcome import Encoded
 from datafetch.output.commit import complete_commits
-from datafetch.output.formats import format_of
+from datafetch.output.formats import format_of, rows_file
 from datafetch.output.formats.rows_file import ROW_GROUP_BYTES
 from datafetch.output.retry_filter import RetryFilter
 from datafetch.store.ledger_reader import read_samples
+from datafetch.verify import Check, run_check
 
 KILLING = Path(__file__).with_name("killing.py")
 COUNT = 20
@@ -220,6 +221,31 @@ def test_a_sample_may_have_several_images(output: ListOutput) -> None:
     ended = ListSample([picture(1), GONE], are_several=True, values={"caption": "y"})
     undisturbed.commit([samples[0], ended, *samples[2:]])
     assert output.files() == undisturbed.files()
+
+
+def test_a_shard_may_have_lists_of_urls_and_none(output: ListOutput) -> None:
+    """Rows whose list is null are as rows whose list has one URL, in whatever order they come."""
+    samples = [
+        ListSample([GONE], values={"caption": "null"}),
+        ListSample([picture(1), picture(2)], are_several=True, values={"caption": "a list"}),
+    ]
+    output.commit(samples)
+    assert [row["status"] for row in output.rows()] == [["failed_to_download"], ["success", "success"]]
+    assert [name for name, _ in output.images()] == [f"{SHARD}0001.{number}.jpg" for number in range(2)]
+    assert run_check(Check(str(output.layout.out), processes=1)).is_sound
+
+
+def test_a_list_behind_many_single_urls_stops_nothing(output: ListOutput, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The types are those of the first rows, so its row has the URLs as text, and the first image."""
+    monkeypatch.setattr(rows_file, "_MAX_ROWS", 1)
+    several = [ListSample([picture(1), GONE], are_several=True), ListSample([], are_several=True)]
+    output.commit([ListSample([picture(0)]), *several])
+    rows = output.rows()
+    assert [row["status"] for row in rows] == ["success", "success", "failed_to_download"]
+    assert json.loads(rows[1]["url"])["url"] == ["http://example.org/1/0", "http://example.org/1/1"]
+    assert len(output.images()) == 2
+    output.retry({(1, 1): picture(2)}, RetryFilter.all())
+    assert [row["status"] for row in output.rows()] == ["success", "success", "failed_to_download"]
 
 
 def test_values_of_columns_that_do_not_fit_are_null(output: ListOutput) -> None:

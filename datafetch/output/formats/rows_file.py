@@ -26,7 +26,7 @@ from datafetch.output.formats.column_types import (
     features_metadata,
     type_names,
 )
-from datafetch.output.formats.sample_columns import IMAGE, STATUS, URL, SampleValues
+from datafetch.output.formats.sample_columns import IMAGE, STATUS, URL, SampleValues, is_list, with_lists, without_lists
 
 ROW_GROUP_BYTES = 16 << 20
 """The size of the rows of a row group, without what Arrow adds; one row may be larger."""
@@ -115,16 +115,18 @@ class RowsFile:
     def _flush(self) -> None:
         if not self._pending:
             return
-        are_several = isinstance(self._pending[0][URL], list | tuple)
         if self._types is None:
+            are_several = any(is_list(row[URL]) for row in self._pending)
             known = [{name: value for name, value in row.items() if name != IMAGE} for row in self._pending]
             self._types = column_types(known, self._given, are_several=are_several)
+        are_several = self._types[URL].startswith("list")
         if self._writer is None:
             self._writer = self._open_writer(self._types, are_several=are_several)
-        arrays = [as_array([row.get(name) for row in self._pending], kind) for name, kind in self._types.items()]
+        rows = [with_lists(row) if are_several else without_lists(row) for row in self._pending]
+        arrays = [as_array([row.get(name) for row in rows], kind) for name, kind in self._types.items()]
         if self._has_images:
             target = self._writer.schema.field(IMAGE).type
-            arrays.insert(0, pa.array([row[IMAGE] for row in self._pending], target))
+            arrays.insert(0, pa.array([row[IMAGE] for row in rows], target))
         self._writer.write_table(pa.Table.from_arrays(arrays, schema=self._writer.schema), len(self._pending))
         self._pending.clear()
         self._pending_bytes = 0

@@ -6,7 +6,7 @@ A row of such a format is what ``OutputRow`` has::
 
 with ``caption`` only if the list has captions, and a type as in ``column_types`` for each kept column. What became of
 the images is in the ledger lines that come with the row. If ``url`` is a list, whatever is said of an image is one,
-too, with a value for each URL.
+too, with a value for each URL. In the parquet of a shard, all rows are of the same form (``with_lists``).
 
 Rules: the columns come in img2dataset's order. A kept column that has one of its names gets another, so none is lost.
 
@@ -93,7 +93,33 @@ def _status_of_failure(kind: FailureKind) -> Status:
 
 def has_several(row: OutputRow) -> bool:
     """Whether the URLs of a row are a list, so that it may have several images, or none."""
-    return isinstance(row.values[URL], list | tuple)
+    return is_list(row.values[URL])
+
+
+def is_list(url: object) -> bool:
+    """Whether the URLs of a row are a list."""
+    return isinstance(url, list | tuple)
+
+
+def with_lists(row: SampleValues) -> SampleValues:
+    """The columns of a sample in a shard in which URLs are lists, also if its own are none, as where they are null."""
+    return row if is_list(row[URL]) else {name: [one] if name in _LISTED else one for name, one in row.items()}
+
+
+def without_lists(row: SampleValues) -> SampleValues:
+    """The columns of a sample in a shard in which URLs are no lists.
+
+    Of a list as URL, which a file may have after thousands of rows without, it has all URLs as JSON, and else what is
+    said of the first.
+    """
+    if not is_list(row[URL]):
+        return row
+    own: SampleValues = {URL: metadata_json({URL: row[URL]}).decode()}
+    for name in _LISTED & row.keys() - {URL}:
+        values = row[name]
+        assert isinstance(values, list), "what is said of images is a list, as the URLs are"
+        own[name] = values[0] if values else _FAILED.get(name)
+    return row | own
 
 
 def sample_values(row: OutputRow) -> SampleValues:
@@ -163,6 +189,7 @@ _NAMES_OF_IMAGES = (
     *(STATUS, ERROR_MESSAGE),
     *("width", "height", "original_width", "original_height", "exif", "sha256"),
 )
+_LISTED = frozenset({URL, IMAGE, *_NAMES_OF_IMAGES})
 _FAILED: SampleValues = {**dict.fromkeys(_NAMES_OF_IMAGES), STATUS: Status.FAILED_TO_DOWNLOAD.value}
 
 

@@ -94,7 +94,8 @@ def picture(number: int, file_format: str = "JPEG", *, is_original: bool = True)
     """Return an image that arrived, with other pixels for each number."""
     file = BytesIO()
     Image.new("RGB", (8, 6), (number % 256, number // 256, 77)).save(file, file_format)
-    return Encoded(file.getvalue(), 8, 6, file_format, f"{number:064x}", is_original=is_original)
+    encoded = Encoded(file.getvalue(), 8, 6, file_format, f"{number:064x}", is_original=is_original)
+    return encoded if is_original else replace(encoded, received_px=(80, 60))
 
 
 def mixed_samples(count: int) -> list[ListSample]:

@@ -79,7 +79,7 @@ def test_columns_are_those_of_img2dataset(output: ListOutput) -> None:
     first, gone, _, late, encoded = output.rows()
     sizes = {"width": 8, "height": 6, "original_width": 8, "original_height": 6}
     assert first.items() >= {"status": "success", "error_message": None, "sha256": f"{0:064x}", **sizes}.items()
-    assert encoded.items() >= {"width": 8, "original_width": None, "sha256": f"{4:064x}"}.items()
+    assert encoded.items() >= {"width": 8, "original_width": 80, "sha256": f"{4:064x}"}.items()
     nothing = dict.fromkeys((*sizes, "exif", "sha256"))
     assert gone.items() >= {"status": "failed_to_download", "error_message": "HTTP 404", **nothing}.items()
     assert late.items() >= {"status": "failed_to_download", "error_message": "timeout", **nothing}.items()

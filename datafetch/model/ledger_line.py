@@ -53,6 +53,8 @@ class LedgerLine:
     permitted: Permissions = ()
     is_original: bool = False
     source: Source = Source.WEB
+    received_width: int | None = None
+    received_height: int | None = None
 
     @classmethod
     def from_fields(cls, fields: Mapping[str, Any]) -> LedgerLine:
@@ -66,6 +68,8 @@ class LedgerLine:
             "permitted": tuple(map(Permission, fields.get("permitted") or ())),
             "is_original": fields.get("is_original", detail == _LEGACY_ORIGINAL),
             "source": Source(fields.get("source") or Source.WEB),
+            "received_width": fields.get("received_width"),
+            "received_height": fields.get("received_height"),
         }
         if fields.get("is_skipped", detail.startswith(LEGACY_SKIPPED_PREFIX)):
             later |= {"outcome": NOT_REQUESTED.kind.value, "status": None, "detail": NOT_REQUESTED.detail}
@@ -85,6 +89,7 @@ class LedgerLine:
         """
         encoded = outcome if isinstance(outcome, Encoded) else None
         failure = outcome if isinstance(outcome, Failure) else None
+        received_width, received_height = (encoded and encoded.received_px) or (None, None)
         return cls(
             sample=sample.position,
             key=sample.key,
@@ -104,6 +109,8 @@ class LedgerLine:
             permitted=tuple(sorted({*fetched.permitted, *outcome.permitted})),
             is_original=encoded is not None and encoded.is_original,
             source=fetched.source,
+            received_width=received_width,
+            received_height=received_height,
         )
 
     @property
@@ -134,6 +141,7 @@ class LedgerLine:
         Args:
             jpeg: The JPEG of an image that arrived; ignored for a failure.
         """
+        width, height = self.received_width, self.received_height
         return self.failure or Encoded(
             jpeg,
             width_px=self.width or 0,
@@ -142,6 +150,7 @@ class LedgerLine:
             sha256=self.sha256,
             is_original=self.is_original,
             permitted=self.permitted,
+            received_px=None if width is None or height is None else (width, height),
         )
 
 

@@ -238,6 +238,7 @@ class Encoded:
         sha256: Hex digest of the body that it was made from.
         is_original: Whether the file is the received body, byte for byte.
         permitted: The permissions without which it would have been refused.
+        received_px: Width and height as received; None if they are those as written.
     """
 
     jpeg: bytes
@@ -247,6 +248,7 @@ class Encoded:
     sha256: str = ""
     is_original: bool = False
     permitted: Permissions = ()
+    received_px: tuple[int, int] | None = None
 
     def __repr__(self) -> str:
         size = f"{self.width_px}×{self.height_px} px"

@@ -40,10 +40,13 @@ SCHEMA = pa.schema(
         ("is_original", pa.bool_()),
         ("is_skipped", pa.bool_()),
         ("source", pa.string()),
+        ("received_width", pa.int32()),
+        ("received_height", pa.int32()),
     ]
 )
 LINE_COLUMNS = SCHEMA.names[1:]  # the fields of a LedgerLine
-LATER_COLUMNS = frozenset({"permitted", "is_original", "is_skipped", "source"})  # ledgers of earlier versions lack them
+# Ledgers of earlier versions lack these.
+LATER_COLUMNS = frozenset({"permitted", "is_original", "is_skipped", "source", "received_width", "received_height"})
 
 
 def not_a_ledger(path: Path, kind: str = "a ledger of datafetch") -> ConfigurationError:

@@ -168,7 +168,7 @@ def _raise_if(refusal: Refusal | None) -> None:
 
 
 def _encode(source: ImageFile.ImageFile, body: bytes, spec: ImageSpec, sha256: str) -> Encoded:
-    source_format = str(source.format)
+    source_format, received_px = str(source.format), source.size  # before it is decoded at a reduced size
     image = pixels(source, body, spec)
     file = BytesIO()
     match spec.image_format:
@@ -178,7 +178,8 @@ def _encode(source: ImageFile.ImageFile, body: bytes, spec: ImageSpec, sha256: s
             _without_metadata(image).save(file, format="PNG")
         case ImageFormat.WEBP:
             _without_metadata(image).save(file, format="WEBP", quality=spec.quality)
-    return Encoded(file.getvalue(), image.width, image.height, source_format, sha256)
+    encoded = Encoded(file.getvalue(), image.width, image.height, source_format, sha256)
+    return encoded if image.size == received_px else replace(encoded, received_px=received_px)
 
 
 def _without_metadata(image: Image.Image) -> Image.Image:

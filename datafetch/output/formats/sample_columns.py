@@ -178,8 +178,8 @@ def _of_image(line: LedgerLine | None) -> SampleValues:
         ERROR_MESSAGE: None,
         "width": line.width,
         "height": line.height,
-        "original_width": line.width if line.is_original else None,
-        "original_height": line.height if line.is_original else None,
+        "original_width": line.width if line.received_width is None else line.received_width,
+        "original_height": line.height if line.received_height is None else line.received_height,
         "exif": None,
         "sha256": line.sha256,
     }

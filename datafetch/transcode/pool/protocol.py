@@ -4,7 +4,8 @@ A message is a u32 length and a payload of that length::
 
     parent   u8 number of the buffer, then a u32 length for each body in it, one after the other
     worker   empty: ready; then, as images are finished, JSON: [buffer, [answer, …], is_last]
-             answer: [width, height, format, sha256, is_original, length of the JPEG in the buffer, [permission, …]]
+             answer: [width, height, format, sha256, is_original, length of the JPEG in the buffer, [permission, …],
+             [width, height] as received or null if the same]
              or [kind, detail, sha256]
 
 Answers come in the order of their bodies, and their JPEGs are in the buffer in the same order. ``is_last`` means that
@@ -83,11 +84,13 @@ class EncodedInBuffer:
     is_original: bool
     jpeg_length: int
     permitted: Permissions
+    received_px: tuple[int, int] | None
 
     def with_jpeg(self, jpeg: bytes) -> Encoded:
         """Return the complete outcome."""
         size_px = self.width_px, self.height_px
-        return Encoded(jpeg, *size_px, self.source_format, self.sha256, self.is_original, self.permitted)
+        about = self.source_format, self.sha256, self.is_original, self.permitted, self.received_px
+        return Encoded(jpeg, *size_px, *about)
 
 
 def encode_message(payload: bytes) -> bytes:
@@ -111,12 +114,13 @@ def encode_reply(buffer: int, outcomes: Sequence[Outcome], *, is_last: bool) -> 
     return orjson.dumps([buffer, [_encode_answer(outcome) for outcome in outcomes], is_last])
 
 
-def _encode_answer(outcome: Outcome) -> list[str | int | bool | Permissions]:
+def _encode_answer(outcome: Outcome) -> list[object]:
     if isinstance(outcome, Failure):
         detail = outcome.detail[:_MAX_DETAIL_CHARS].encode("utf-8", "replace").decode()
         return [outcome.kind.value, detail, outcome.sha256]
     size = [outcome.width_px, outcome.height_px]
-    return [*size, outcome.source_format, outcome.sha256, outcome.is_original, len(outcome.jpeg), outcome.permitted]
+    about = [outcome.source_format, outcome.sha256, outcome.is_original, len(outcome.jpeg), outcome.permitted]
+    return [*size, *about, outcome.received_px]
 
 
 def decode_reply(payload: bytes) -> BatchReply:
@@ -134,9 +138,20 @@ def decode_reply(payload: bytes) -> BatchReply:
 
 def _decode_answer(answer: object) -> EncodedInBuffer | Failure:
     match answer:
-        case [int(width_px), int(height_px), str(source_format), str(sha256), bool(is_original), int(length), [*names]]:
+        case [
+            int(width_px),
+            int(height_px),
+            str(source_format),
+            str(sha256),
+            bool(is_original),
+            int(length),
+            [*names],
+            None | [int(), int()] as received,
+        ]:
             permitted = tuple(Permission(str(name)) for name in names)
-            return EncodedInBuffer(width_px, height_px, source_format, sha256, is_original, length, permitted)
+            received_px = None if received is None else (received[0], received[1])
+            about = source_format, sha256, is_original, length, permitted, received_px
+            return EncodedInBuffer(width_px, height_px, *about)
         case [str(kind), str(detail), str(sha256)]:
             return Failure(FailureKind(kind), detail, sha256=sha256)
         case _:

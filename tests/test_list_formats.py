@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tracemalloc
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -17,6 +18,7 @@ from list_samples import BROKEN, FORMATS_OF_LISTS, GONE, LATE, SHARD, ListOutput
 
 from datafetch.errors import ManifestError
 from datafetch.model.outcome import Encoded
+from datafetch.model.sample import Row
 from datafetch.output.commit import complete_commits
 from datafetch.output.formats import format_of, rows_file
 from datafetch.output.formats.rows_file import ROW_GROUP_BYTES
@@ -135,7 +137,7 @@ def test_a_retry_adds_images_to_the_shard(output: ListOutput) -> None:
 
 def test_a_retry_keeps_columns_whose_types_nobody_gave(output: ListOutput) -> None:
     """The columns of the shard stay as they are, although the first row of its file may now be another."""
-    values = [{"columns": {"x": None}}, {"columns": {"x": 0.5}}, {"columns": {"x": 2}}]
+    values: list[Row] = [{"columns": {"x": None}}, {"columns": {"x": 0.5}}, {"columns": {"x": 2}}]
     output.commit([ListSample([LATE], values=one) for one in values])
     before = pq.read_schema(output.layout.out / f"{SHARD}.parquet")
     output.retry({(0, 0): picture(0), (2, 0): picture(2)})
@@ -250,7 +252,7 @@ def test_a_list_behind_many_single_urls_stops_nothing(output: ListOutput, monkey
 
 def test_values_of_columns_that_do_not_fit_are_null(output: ListOutput) -> None:
     """Types are given, or those of the first rows. The metadata of the image has the value as it is."""
-    columns = [
+    columns: list[dict[str, Any]] = [
         {"n": 1, "text": "a", "list": [1], "any": {"b": [1, "\ud800"]}, "big": 2**70, "nan": math.nan},
         {"n": "x", "text": 7, "list": ["x", 2], "any": "\ud800", "big": 2, "nan": math.inf},
         {"n": 2**53 + 1, "text": None, "list": None, "any": None, "big": None, "nan": None},

@@ -14,6 +14,8 @@ import pyarrow.parquet as pq
 import pytest
 from list_samples import GONE, SHARD, ListOutput, ListSample, mixed_samples, picture
 
+from datafetch.model.outcome import Outcome
+
 READER = Path(__file__).with_name("read_by_ecosystem.py")
 KEYS = [f"{SHARD}{number:04d}" for number in range(4)]
 CAPTIONS = ["a 猫", "", "", "the last"]
@@ -33,7 +35,7 @@ def read(reader: str, output: ListOutput) -> list[dict[str, Any]]:
 def pairs(folder: Path, output_format: str, suffixes: Sequence[str] = ("JPEG", "JPEG")) -> ListOutput:
     """Return an output of pairs, of which the second has failed, and the third has no caption."""
     output = ListOutput(folder, output_format)
-    outcomes = [picture(0, suffixes[0]), GONE, picture(2, suffixes[1]), picture(3, is_original=False)]
+    outcomes: list[Outcome] = [picture(0, suffixes[0]), GONE, picture(2, suffixes[1]), picture(3, is_original=False)]
     captions = [CAPTIONS[0], "of a failure", None, CAPTIONS[3]]
     columns = {"similarity": 0.25, "tags": ["a", "b"]}
     types = {"similarity": "double", "tags": "list<string>"}

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 from list_samples import FORMATS_OF_LISTS, GONE, SHARD, ListOutput, ListSample, mixed_samples, picture
 
-from datafetch.model.outcome import Encoded
+from datafetch.model.outcome import Encoded, Outcome
 from datafetch.verify import Check, Verdict, run_check
 
 COUNT = 10
@@ -53,10 +53,10 @@ def changed_tar(output: ListOutput, change: Callable[[dict[str, bytes]], Mapping
             assert content is not None
             members[member.name] = content.read()
     with tarfile.open(path, "w") as tar:
-        for name, content in change(members).items():
+        for name, changed in change(members).items():
             info = tarfile.TarInfo(name)
-            info.size = len(content)
-            tar.addfile(info, io.BytesIO(content))
+            info.size = len(changed)
+            tar.addfile(info, io.BytesIO(changed))
 
 
 def test_an_output_is_sound(output: ListOutput) -> None:
@@ -76,7 +76,7 @@ def test_an_output_is_sound(output: ListOutput) -> None:
 
 def test_an_output_of_several_images_is_sound(output: ListOutput) -> None:
     """Also where some failed, or all."""
-    several = [[picture(0), GONE, picture(2)], [GONE], [], [picture(3)]]
+    several: list[list[Outcome]] = [[picture(0), GONE, picture(2)], [GONE], [], [picture(3)]]
     output.commit([ListSample(outcomes, are_several=True, values={"caption": "x"}) for outcomes in several])
     verdict = verified(output)
     assert verdict.is_sound, verdict.problems

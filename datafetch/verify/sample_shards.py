@@ -208,9 +208,8 @@ class _Shard:
     def examine_tar(self, rows: Iterator[SampleRow | Problem], *, has_rows: bool) -> Iterator[Examination]:
         """Examine the samples of a tar, each with its row, as long as they come in the same order."""
         path = self.folder / f"{self.name}{TAR_SUFFIX}"
-        expected, problems = iter(()), []
-        if has_rows:
-            expected = (row for row in self._with_image(rows, problems))
+        problems: list[Examination] = []
+        expected = self._with_image(rows if has_rows else iter(()), problems)
         number = 0
         try:
             with open_regular(path) as file:
@@ -315,7 +314,8 @@ def _samples(members: Iterator[TarMember]) -> Iterator[tuple[str, Sequence[TarMe
     Raises:
         ValueError: The tar is damaged.
     """
-    key, found = "", []
+    key = ""
+    found: list[TarMember] = []
     for member in members:
         folder, _, name = member.name.rpartition("/")
         own_key, dot, _ = name.partition(".")

@@ -25,7 +25,13 @@ from datafetch.model.bounds import Count, Crc32
 from datafetch.model.checksum import crc32
 from datafetch.model.outcome import OK
 from datafetch.model.regular_file import open_regular
-from datafetch.output.formats.output_format import OutputFormat, PublishedFile, PublishedRow, size_bytes
+from datafetch.output.formats.output_format import (
+    OutputFormat,
+    PublishedFile,
+    PublishedRow,
+    ShardWriter,
+    size_bytes,
+)
 from datafetch.output.row import OutputRow
 from datafetch.store.atomic import make_folder, move, publish, refuse_links_above, sync
 from datafetch.store.layout import OutputLayout
@@ -42,7 +48,7 @@ class ImageFilesFormat(OutputFormat):
     name = "image_files"
     allows_other_files = True
 
-    def open_writer(self, layout: OutputLayout, shard: str, folder: Path, *, is_retry: bool) -> ImageFilesWriter:
+    def open_writer(self, layout: OutputLayout, shard: str, folder: Path, *, is_retry: bool) -> ShardWriter:
         """Open a writer; files that a retried shard has already published stay where they are."""
         index = layout.image_index(shard)
         return ImageFilesWriter(folder, shard, index if is_retry and index.exists() else None)

@@ -89,8 +89,9 @@ class EncodedInBuffer:
     def with_jpeg(self, jpeg: bytes) -> Encoded:
         """Return the complete outcome."""
         size_px = self.width_px, self.height_px
-        about = self.source_format, self.sha256, self.is_original, self.permitted, self.received_px
-        return Encoded(jpeg, *size_px, *about)
+        return Encoded(
+            jpeg, *size_px, self.source_format, self.sha256, self.is_original, self.permitted, self.received_px
+        )
 
 
 def encode_message(payload: bytes) -> bytes:

@@ -20,7 +20,7 @@ from datafetch.model.outcome import OK, FailureKind
 from datafetch.model.report import Report
 from datafetch.model.sample import IdListResult
 from datafetch.model.wording import command_for, counted, lasting
-from datafetch.output.formats import PickleFormat
+from datafetch.output.formats import FORMATS, ShardFormat
 from datafetch.output.training_list import list_name_of, trainers_list
 from datafetch.store.layout import OutputLayout
 
@@ -76,7 +76,7 @@ def report_lines(report: Report, *, is_demo: bool = False) -> list[str]:
 def _place(report: Report) -> str:
     """In how many shards they are, and where; of images in files only where, and of a list alone nothing."""
     dataset = DATASETS.get(report.dataset)
-    if dataset is None or dataset.output_format == PickleFormat.name:
+    if dataset is None or isinstance(FORMATS[dataset.output_format], ShardFormat):
         return f", {counted(report.shards, 'shard')} in {report.out}"
     return f" in {report.out}" if dataset.image_root is None else ""
 

@@ -34,7 +34,7 @@ from datafetch.model.dataset import Dataset
 from datafetch.model.ledger_line import ShardCounts
 from datafetch.model.report import Report
 from datafetch.output.commit import Commit, CommitShard
-from datafetch.output.formats import PickleFormat
+from datafetch.output.formats import FORMATS, PickleFormat, ShardFormat
 from datafetch.process.threads import run_in_thread
 from datafetch.store.buckets.place import Place
 from datafetch.store.buckets.working_copy import Purpose, WorkingCopy
@@ -170,9 +170,13 @@ def _refuse_unsupported(job: Job, dataset: Dataset) -> None:
     Raises:
         ConfigurationError: It can't.
     """
-    if dataset.output_format != PickleFormat.name:
+    if not isinstance(FORMATS[dataset.output_format], ShardFormat):
         raise ConfigurationError(
             f"the images of {dataset.name} become files, which datafetch does not put into a bucket; give a folder"
+        )
+    if dataset.output_format != PickleFormat.name:
+        raise ConfigurationError(
+            f"datafetch does not put shards of the format {dataset.output_format} into a bucket; give a folder"
         )
     if job.reuse:
         raise ConfigurationError(

@@ -22,7 +22,7 @@ from datafetch.model.outcome import OK, FailureKind
 from datafetch.model.regular_file import open_regular
 from datafetch.monitor.image_lines import LeaveOut, read_image_lines
 from datafetch.monitor.observed_output import ObservedOutput
-from datafetch.output.formats import ROWS_SUFFIX, format_of
+from datafetch.output.formats import ShardFormat, format_of
 from datafetch.output.reshard.numbering import NumberedSamples, RowPlace, find_row
 from datafetch.output.reshard.record import read_reshard_record
 from datafetch.store.shard_summary import read_shard_summary
@@ -162,12 +162,13 @@ def _has_row(output: ObservedOutput, position: _Position) -> bool:
 def _place(output: ObservedOutput, position: _Position) -> RowPlace | None:
     """Where a row lies, in an output with files of rows; None if that is not known."""
     layout = output.layout
-    if format_of(layout).allows_other_files:
+    output_format = format_of(layout)
+    if not isinstance(output_format, ShardFormat):
         return None
     if layout.reshard_record.exists():
         return _place_in_resharded(output, position)
     has_row = read_shard_summary(layout.ledger(position.shard)).has_row
-    return RowPlace(f"{position.shard}{ROWS_SUFFIX}", int(np.count_nonzero(has_row[: position.sample])))
+    return RowPlace(f"{position.shard}{output_format.rows_suffix}", int(np.count_nonzero(has_row[: position.sample])))
 
 
 def _place_in_resharded(output: ObservedOutput, position: _Position) -> RowPlace | None:

@@ -26,7 +26,7 @@ from datafetch.model.observers import Observer, observed_by
 from datafetch.model.options import Option, OptionGroup, option
 from datafetch.model.untrusted import short_repr
 from datafetch.model.wording import command_that_made
-from datafetch.output.formats import ROWS_SUFFIX
+from datafetch.output.formats import ROWS_SUFFIX, ImageFilesFormat, PickleFormat
 from datafetch.output.reshard.ranks import BATCH, GROUP, WORLD_SIZE
 from datafetch.output.training_list import list_name_of
 from datafetch.process.cpus import available_cpus
@@ -41,12 +41,13 @@ from datafetch.verify.images import ImageDecoder
 from datafetch.verify.intended_ranks import IntendedRanks, WantedRanks, read_sound_job
 from datafetch.verify.record_list import RecordList
 from datafetch.verify.recorded_files import RecordedFiles
-from datafetch.verify.sample_shards import SampleShards, format_of_samples
+from datafetch.verify.sample_shards import FORMATS_OF_SAMPLES, SampleShards, format_of_samples
 from datafetch.verify.shards import AtHand, ShardFolder, is_at_hand
 from datafetch.verify.verdict import EpochUsage, Verdict
 
 # The trainer's ``Image.open`` refuses images above twice Pillow's limit. Shards hold JPEGs; files may have any format,
 # and must open as in the trainer. Intact JPEGs are checked without decoding all of their pixels (docs/fidelity.md).
+_READABLE_FORMATS = FORMATS_OF_SAMPLES | {PickleFormat.name, ImageFilesFormat.name}
 _MAX_PIXELS = 2 * 89_478_485
 _SHARD_SPEC = ImageSpec(encode=Encoding.ORIGINAL, max_pixels=_MAX_PIXELS, repairs_png=False)
 _FILE_SPEC = ImageSpec(encode=Encoding.RECEIVED, max_pixels=_MAX_PIXELS)
@@ -276,6 +277,8 @@ def _what_to_give(missing: Path) -> str:
 
 def _open_folder(check: Check, out: Path, at_hand: AtHand) -> Subject:
     dataset = _dataset_of_job(out)
+    if dataset is not None and dataset.output_format not in _READABLE_FORMATS:
+        raise ConfigurationError(f"verify can't read {dataset.output_format}, the output format of {dataset.name}")
     if dataset is not None and dataset.list_name is not None and check.loader in {None, dataset.loader}:
         path = out.absolute().parent / list_name_of(OutputLayout(out.absolute()), dataset)
         if not path.is_file():
@@ -291,11 +294,10 @@ def _open_folder(check: Check, out: Path, at_hand: AtHand) -> Subject:
         raise ConfigurationError(f"there is no folder {out}; the run that makes it has nothing to show yet")
     if check.image_root is not None:
         raise invalid(check, "{image_root} is only for a JSON file; shards contain their images")
-    if check.loader is None and (dataset is None or dataset.loader is None):
-        sample_format = format_of_samples(out)
-        if sample_format is not None:
-            return SampleShards(out, sample_format)
     loader = check.loader or (None if dataset is None else dataset.loader)
+    sample_format = format_of_samples(out) if loader is None else None
+    if sample_format is not None:
+        return SampleShards(out, sample_format)
     if loader is not Loader.TORCH:
         return ShardFolder(out, loader, at_hand)
     if any(out.glob(f"*{ROWS_SUFFIX}")):

@@ -305,7 +305,9 @@ def _refuse_large_groups(path: Path) -> None:
     metadata = pq.read_metadata(path)
     sizes = (metadata.row_group(number).total_byte_size for number in range(metadata.num_row_groups))
     if max(sizes, default=0) > _MAX_ROW_GROUP_BYTES:
-        raise ManifestError(f"has a row group of more than {_MAX_ROW_GROUP_BYTES:,} bytes")
+        raise ManifestError(
+            f"has a row group of more than {_MAX_ROW_GROUP_BYTES:,} bytes; write it again with smaller ones"
+        )
 
 
 def _samples(members: Iterator[TarMember]) -> Iterator[tuple[str, Sequence[TarMember]]]:

@@ -95,7 +95,9 @@ class RowsFile:
             raise_if_exhausted(error)
             raise ResourceError(f"{self.path.name} can't be read back after it was written; check the disk") from error
         if found != self.rows:
-            raise ResourceError(f"{self.path.name} has {found} of the {self.rows} rows that were written")
+            raise ResourceError(
+                f"{self.path.name} has {found} of the {self.rows} rows that were written; check the disk"
+            )
 
     @property
     def written_bytes(self) -> int:

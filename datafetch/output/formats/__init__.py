@@ -41,9 +41,14 @@ __all__ = [
     "read_frames",
 ]
 
-FORMATS: Mapping[str, OutputFormat] = {
-    one.name: one for one in (PickleFormat(), ImageFilesFormat(), WebDatasetFormat(), ParquetFormat(), FilesFormat())
-}
+_ALL: tuple[OutputFormat, ...] = (
+    PickleFormat(),
+    ImageFilesFormat(),
+    WebDatasetFormat(),
+    ParquetFormat(),
+    FilesFormat(),
+)
+FORMATS: Mapping[str, OutputFormat] = {one.name: one for one in _ALL}
 
 
 def format_of(layout: OutputLayout) -> OutputFormat:

@@ -168,12 +168,14 @@ class ShardFormat(OutputFormat):
 
     Attributes:
         suffixes: The suffixes of a shard's files, in the order in which they are published.
-        rows_suffix: The suffix of the one that has a row for each sample that became one.
     """
 
     suffixes: ClassVar[Sequence[str]]
-    rows_suffix: ClassVar[str]
     allows_other_files: ClassVar[bool] = False
+
+    def rows_file(self, shard: str) -> str:
+        """The name of the file that has a row for each sample that became one."""
+        return f"{shard}{self.suffixes[0]}"
 
     def publish(self, layout: OutputLayout, shard: str, ready: Path, folder: Path) -> None:
         """Publish the files one after another.

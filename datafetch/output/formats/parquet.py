@@ -38,7 +38,6 @@ class ParquetFormat(ShardFormat):
 
     name = "parquet"
     suffixes = (PARQUET_SUFFIX,)
-    rows_suffix = PARQUET_SUFFIX
     rows_have_outcomes = True
 
     def open_writer(self, layout: OutputLayout, shard: str, folder: Path, *, is_retry: bool) -> ParquetShardWriter:

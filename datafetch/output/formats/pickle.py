@@ -23,7 +23,6 @@ class PickleFormat(ShardFormat):
 
     name = "pickle"
     suffixes = (ROWS_SUFFIX, COUNT_SUFFIX)
-    rows_suffix = ROWS_SUFFIX
     can_be_resharded = True
 
     def open_writer(self, layout: OutputLayout, shard: str, folder: Path, *, is_retry: bool) -> PickleShardWriter:

@@ -54,7 +54,6 @@ class WebDatasetFormat(ShardFormat):
 
     name = "webdataset"
     suffixes = (TAR_SUFFIX, PARQUET_SUFFIX, STATS_SUFFIX)
-    rows_suffix = PARQUET_SUFFIX
     rows_have_outcomes = True
 
     def open_writer(self, layout: OutputLayout, shard: str, folder: Path, *, is_retry: bool) -> WebDatasetWriter:
@@ -69,6 +68,10 @@ class WebDatasetFormat(ShardFormat):
                 yield from _stored_samples(file, read_rows(parquet))
             except ValueError as error:
                 raise no_longer_ours(tar) from error
+
+    def rows_file(self, shard: str) -> str:
+        """The parquet: samples without an image are not in the tar."""
+        return f"{shard}{PARQUET_SUFFIX}"
 
     def salvage(self, layout: OutputLayout, shard: str) -> Iterator[ImageResult] | None:
         """The images of a shard that has lost its parquet or its statistics, if its tar is as it was written."""

@@ -24,7 +24,7 @@ from datafetch.engine.retry_source import FailedSamples
 from datafetch.model.kinds import Payload
 from datafetch.model.ledger_line import ShardCounts
 from datafetch.model.outcome import Encoded, Failure, FailureKind, Outcome
-from datafetch.model.sample import Record, Row, Sample
+from datafetch.model.sample import BAD_LINE, Record, Row, Sample
 from datafetch.output.commit import Commit, commit_shard
 from datafetch.output.merge import Output
 from datafetch.output.retry_filter import Retry, RetryFilter
@@ -53,14 +53,14 @@ class ListOfUrls(DatasetDefaults):
         raise AssertionError(source, ids)
 
     def to_row(self, record: Record, payload: Payload) -> Row | None:
-        """Return the row of a sample, whatever became of its images."""
+        """Return the row of a sample, whatever became of its images; None for a line that is none."""
         del payload
-        return record.sample.row
+        return None if BAD_LINE in record.sample.row else record.sample.row
 
     def is_lost(self, sample: Sample, failed: Collection[int]) -> bool:
-        """Return False: every sample has a row."""
-        del sample, failed
-        return False
+        """Return whether it is a line that is no sample: every sample has a row."""
+        del failed
+        return BAD_LINE in sample.row
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +82,8 @@ class ListSample:
     def at(self, position: int) -> Sample:
         """Return the sample at a position of its shard."""
         urls = tuple(f"http://example.org/{position}/{number}" for number in range(len(self.outcomes)))
+        if BAD_LINE in self.values:
+            return Sample(position, f"row {position}", (), self.values)
         row = {
             "key": self.key or f"{SHARD}{position:04d}",
             "url": list(urls) if self.are_several else urls[0],

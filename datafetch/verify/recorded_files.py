@@ -59,7 +59,7 @@ class RecordedFiles:
         self.out = layout.out
         self._at_hand = at_hand
         own_format = layout.output_format if dataset is None else dataset.output_format
-        has_samples = dataset is not None and dataset.loader is None
+        has_samples = dataset is None or dataset.loader is None
         sample_format = format_of_samples(layout.out) if has_samples else None
         self._layout = replace(layout, output_format=sample_format or own_format)
         self._list_name = None if dataset is None else dataset.list_name

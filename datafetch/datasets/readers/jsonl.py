@@ -1,10 +1,7 @@
-"""Reads files of lines, plain or compressed, in constant memory.
+"""Reads files of lines, plain or compressed (``compression``), in constant memory.
 
-The compression is detected from a file's first bytes, because names are often wrong: gzip, Zstandard, or a zip with one
-file in it. Any of them can expand a few bytes to an endless line or to any number of lines, and a zip can claim a
-central directory of any size. So lines are read with a limit on their length, their number is limited in proportion to
-the file's size, and the file below ``zipfile`` refuses large reads. Of the compression methods of zip, only those that
-``zipfile`` decompresses piece by piece are accepted.
+A compressed file can expand a few bytes to an endless line or to any number of lines. So lines are read with a limit on
+their length, and their number is limited in proportion to the file's size.
 
 Nothing is decompressed when a file is opened, except for the directory of a zip: a folder may hold tens of thousands
 of files. A fingerprint of size, beginning and end identifies the content, which is reliable for files that are
@@ -13,47 +10,24 @@ downloaded or compressed as a whole, but misses a change in the middle of a plai
 
 from __future__ import annotations
 
-import gzip
 import hashlib
-import io
 import os
-import sys
-import zipfile
-import zlib
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
 
+from datafetch.datasets.readers.compression import COMPRESSED_SUFFIXES, READ_ERRORS, check_zip, open_plain, opener_of
 from datafetch.datasets.readers.file_kind import describe_non_data, describe_text
 from datafetch.datasets.readers.limits import max_rows
 from datafetch.errors import ManifestError, unreadable
 from datafetch.model.regular_file import open_regular
 
-if sys.version_info >= (3, 14):
-    from compression import zstd
-else:
-    from backports import zstd
-
 MAX_LINE_BYTES = 64 * 1024 * 1024
 """The maximum length of a line; published ones have a few kilobytes. Reading one takes twice its length in memory."""
 
-_GZIP_MAGIC = b"\x1f\x8b"
-_ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
-_ZSTD_SKIPPABLE_MAGICS = tuple(bytes((low, 0x2A, 0x4D, 0x18)) for low in range(0x50, 0x60))  # pzstd writes one first
-_ZIP_MAGIC = b"PK\x03\x04"
-_EMPTY_ZIP_MAGIC = b"PK\x05\x06"
 _BOM = b"\xef\xbb\xbf"
-_ENCRYPTED = 0x1
-_BOUNDED_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # zipfile decompresses the others without a limit
-_BUFFER_BYTES = 1 << 16
 _EDGE_BYTES = 4096  # read from a file's beginning and from its end
-# For a damaged zip, zipfile also raises ValueError (names that can't be decoded, impossible offsets) and
-# NotImplementedError (methods and versions of the format that it does not know).
-_READ_ERRORS = (OSError, EOFError, ValueError, NotImplementedError, zlib.error, zipfile.BadZipFile, zstd.ZstdError)
-_COMPRESSED_SUFFIXES = (".gz", ".zst", ".zip")
-_SUFFIXES = (*_COMPRESSED_SUFFIXES, ".jsonl", ".json")
-_MAX_DIRECTORY_BYTES = 1 << 20  # of a zip; zipfile takes twenty times as much memory for it
+_SUFFIXES = (*COMPRESSED_SUFFIXES, ".jsonl", ".json")
 _ADVICE = "download it again, or move it away"
 
 
@@ -81,18 +55,16 @@ class LineFile:
             start = file.read(_EDGE_BYTES)
             file.seek(max(0, self.size_bytes - _EDGE_BYTES))
             identifying = b"%d " % self.size_bytes + start + file.read(_EDGE_BYTES)
-            self._open = _opener(start)
+            self._open = opener_of(start)
             self._start = start
             self._check_start()
-            if self._open is _open_zip:
-                with _zip(path) as archive:
-                    _only_member(path, archive)
+            check_zip(path, self._open)
         self.fingerprint = hashlib.sha256(identifying).hexdigest()[:16]
 
     @property
     def is_compressed(self) -> bool:
         """Whether its content is larger than its size on disk."""
-        return self._open is not _open_plain
+        return self._open is not open_plain
 
     def explain_bad_line(self) -> str:
         """Explain a line that is not a record by the whole file, if that is not compressed as its name says.
@@ -100,7 +72,7 @@ class LineFile:
         Returns:
             What the file is; an empty string if its name is right, so that the fault is in the line alone.
         """
-        if self.is_compressed or not self.path.name.endswith(_COMPRESSED_SUFFIXES):
+        if self.is_compressed or not self.path.name.endswith(COMPRESSED_SUFFIXES):
             return ""
         return f"{self.path} is not compressed as its name says: {describe_text(self._start)}; {_ADVICE}"
 
@@ -111,7 +83,7 @@ class LineFile:
             ManifestError: The file is not data.
         """
         description = describe_non_data(self._start)
-        if description and (self._start or self.path.name.endswith(_COMPRESSED_SUFFIXES)):
+        if description and (self._start or self.path.name.endswith(COMPRESSED_SUFFIXES)):
             raise ManifestError(f"{self.path} has no JSON lines: {description}; {_ADVICE}")
 
     def lines(self) -> Iterator[bytes]:
@@ -147,76 +119,9 @@ def stem_of(path: Path) -> str:
     return name
 
 
-def _opener(start: bytes) -> Callable[[Path], AbstractContextManager[IO[bytes]]]:
-    if start.startswith(_GZIP_MAGIC):
-        return _open_gzip
-    if start.startswith((_ZSTD_MAGIC, *_ZSTD_SKIPPABLE_MAGICS)):
-        return _open_zstd
-    if start.startswith((_ZIP_MAGIC, _EMPTY_ZIP_MAGIC)):
-        return _open_zip
-    return _open_plain
-
-
-def _open_plain(path: Path) -> IO[bytes]:
-    return path.open("rb", buffering=1 << 20)
-
-
-def _open_gzip(path: Path) -> Any:
-    return gzip.open(path, "rb")
-
-
-def _open_zstd(path: Path) -> Any:
-    return zstd.open(path, "rb")
-
-
-@contextmanager
-def _open_zip(path: Path) -> Iterator[IO[bytes]]:
-    # zipfile's own readline takes three times as long when it is given a limit.
-    with (
-        _zip(path) as archive,
-        archive.open(_only_member(path, archive)) as member,
-        io.BufferedReader(member, _BUFFER_BYTES) as file,  # type: ignore[type-var]  # it has a raw file's methods
-    ):
-        yield file
-
-
-@contextmanager
-def _zip(path: Path) -> Iterator[zipfile.ZipFile]:
-    with _BoundedFile(io.FileIO(path)) as raw, zipfile.ZipFile(raw) as archive:
-        yield archive
-
-
-class _BoundedFile(io.BufferedReader):
-    """A file that refuses large reads, because zipfile reads the central directory of a zip in one piece."""
-
-    def read(self, size: int | None = -1, /) -> bytes:
-        if size is not None and size > _MAX_DIRECTORY_BYTES:
-            raise zipfile.BadZipFile("its central directory is too large for a zip with one file")
-        return super().read(size)
-
-
-def _only_member(path: Path, archive: zipfile.ZipFile) -> zipfile.ZipInfo:
-    """Find the one file in a zip.
-
-    Raises:
-        ManifestError: There is not exactly one, or it can't be unpacked here.
-    """
-    members = [
-        member for member in archive.infolist() if not member.is_dir() and not member.filename.startswith("__MACOSX/")
-    ]
-    if len(members) != 1:
-        raise ManifestError(f"{path} holds {len(members):,} files; --source takes a zip with one")
-    (member,) = members
-    if member.flag_bits & _ENCRYPTED:
-        raise ManifestError(f"{path} is encrypted; unpack it first")
-    if member.compress_type not in _BOUNDED_METHODS:
-        raise ManifestError(f"{path} uses a compression method that is not supported in a zip; unpack it first")
-    return member
-
-
 @contextmanager
 def _reading(path: Path) -> Iterator[None]:
     try:
         yield
-    except _READ_ERRORS as error:
+    except READ_ERRORS as error:
         raise unreadable(path, error) from error

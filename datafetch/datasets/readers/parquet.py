@@ -6,18 +6,20 @@ A small file can claim to be huge: its footer can claim any number of rows, and 
 the same text of megabytes. So the number of rows is limited in proportion to the size of the file. Before a row group
 is read, its page headers (``parquet_pages``) decide how many rows a batch may have, so that a column of it takes about
 ``_BATCH_BYTES`` even if every value is as long as the longest text in the dictionary, or as the mean value of the page
-with the largest values. A page that is too large by itself is refused.
+with the largest values. A page that is too large by itself is refused, and so is a row group in which the lists of a
+column could take more than memory should: how long each of them is shows only when it is read.
 """
 
 from __future__ import annotations
 
 import hashlib
 import struct
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +30,7 @@ import pyarrow.parquet as pq
 
 from datafetch.datasets.readers.file_kind import describe_non_parquet
 from datafetch.datasets.readers.limits import Int64s, max_rows
-from datafetch.datasets.readers.parquet_pages import DamagedPageError, Page, read_chunks, read_pages
+from datafetch.datasets.readers.parquet_pages import Chunk, DamagedPageError, Page, read_chunks, read_pages
 from datafetch.datasets.readers.parquet_source import LocalParquet, OpenParquet, ParquetSource, RemoteParquet
 from datafetch.errors import STARTS_OVER, ManifestError, unreadable
 from datafetch.model.manifest import RemoteFile
@@ -36,6 +38,7 @@ from datafetch.model.manifest import RemoteFile
 _BATCH_ROWS = 8192  # at COYO's 200 bytes of URL and text a row, about 2 MB as Arrow and 8 MB as Python objects
 _BATCH_BYTES = 8 << 20  # of one column; a batch costs only 20 µs, so small ones are affordable
 _MAX_FOOTER_BYTES = 16 << 20  # published ones have some hundred kilobytes; Arrow takes ten times as much memory
+_MAX_LISTS_BYTES = 512 << 20  # of the lists of a column in a row group, together
 _MAX_PAGE_BYTES = 64 << 20  # writers make pages of 1 MiB, or of one text if that is larger
 _BUFFER_BYTES = 1 << 16  # a column chunk is streamed page by page instead of being read as a whole
 _FOOTER_END = struct.Struct("<I4s")  # the length of the footer, and the magic number
@@ -53,6 +56,7 @@ class ColumnType(StrEnum):
     FLOAT = "a floating-point number"
     STRING = "text"
     BINARY = "bytes"
+    ANY = "anything"
 
 
 _TYPE_CHECKS: dict[ColumnType, Callable[[Any], bool]] = {
@@ -60,6 +64,7 @@ _TYPE_CHECKS: dict[ColumnType, Callable[[Any], bool]] = {
     ColumnType.FLOAT: pa.types.is_floating,
     ColumnType.STRING: lambda found: pa.types.is_string(found) or pa.types.is_large_string(found),
     ColumnType.BINARY: lambda found: pa.types.is_binary(found) or pa.types.is_large_binary(found),
+    ColumnType.ANY: lambda _: True,
 }
 
 
@@ -97,16 +102,27 @@ class ParquetFile:
         path: The file; it can be opened only if it is on this machine.
         size_bytes: Its size.
         rows: The number of its rows.
+        group_rows: The number of rows of each row group.
         fingerprint: A hash of its size and its footer.
+        types: The Arrow types of its columns, by name; of several with one name, that of the first.
+        repeated: The names that several columns have.
     """
 
-    def __init__(self, file: Path | RemoteFile, columns: Mapping[str, ColumnType], *, own_files: str = "") -> None:
+    def __init__(
+        self,
+        file: Path | RemoteFile,
+        columns: Mapping[str, ColumnType] | None,
+        *,
+        own_files: str = "",
+        row_limit: Callable[[int], int] = max_rows,
+    ) -> None:
         """Read the footer of a file.
 
         Args:
             file: The file, on this machine or on a server.
             columns: The columns that will be read, and the types that they must have. ``image.bytes`` is the field
-                ``bytes`` of a column ``image`` of structs.
+                ``bytes`` of a column ``image`` of structs. None takes all columns with names of their own, of any type.
+            row_limit: How many rows columns of some number of bytes may claim to have.
             own_files: For messages: how operators write such files of their own; empty if they don't.
 
         Raises:
@@ -115,24 +131,26 @@ class ParquetFile:
         """
         self._source: ParquetSource = LocalParquet(file) if isinstance(file, Path) else RemoteParquet(file)
         self.name, self.path = self._source.name, self._source.path
-        self._binaries = tuple(name for name, wanted in columns.items() if wanted is ColumnType.BINARY)
-        self._texts = tuple(name for name, wanted in columns.items() if wanted is ColumnType.STRING)
         with _reading(self.name), self._source.open() as opened:
             self.size_bytes = opened.size_bytes
             self._footer_start = _find_footer(opened, self.name, own_files)
             self.fingerprint = _fingerprint(opened, self._footer_start)
             with _open(opened) as parquet:
                 schema, metadata = parquet.schema_arrow, parquet.metadata
+            self.types = {name: schema.field(schema.names.index(name)).type for name in schema.names}
+            self.repeated = {name for name, count in Counter(schema.names).items() if count > 1}
+            if columns is None:
+                columns = dict.fromkeys((name for name in schema.names if name not in self.repeated), ColumnType.ANY)
             self._check_types(schema, columns, own_files)
-            paths = [metadata.schema.column(number).path for number in range(metadata.num_columns)]
-            self._numbers = {name: paths.index(name) for name in columns}
+            self._leaves = _find_leaves(schema, metadata, columns)
             # The footer also has a number of rows for the whole file, which may be wrong.
             groups = map(metadata.row_group, range(metadata.num_row_groups))
-            self.rows = sum(int(group.num_rows) for group in groups)
+            self.group_rows = [int(group.num_rows) for group in groups]
+            self.rows = sum(self.group_rows)
             with opened.path.open("rb") as raw:
                 chunks = read_chunks(raw, self._footer_start)
-            self._spans = self._find_spans(chunks, metadata)
-        if self.rows > max_rows(self.column_bytes(tuple(columns))):
+            self._chunks = self._find_chunks(chunks, metadata)
+        if self.rows > row_limit(self.column_bytes(tuple(columns))):
             raise ManifestError(
                 f"{self.name} claims to have {self.rows:,} rows in {self.size_bytes:,} bytes, more "
                 f"than is accepted; {_AGAIN}"
@@ -140,18 +158,27 @@ class ParquetFile:
 
     def column_bytes(self, columns: Sequence[str]) -> int:
         """The size of columns in the file, in bytes."""
-        return sum(stop - start for name in columns for start, stop in self._spans[name])
+        return sum(chunk.stop - chunk.start for name in columns for group in self._chunks[name] for chunk in group)
 
-    def batches(self, columns: Sequence[str]) -> Iterator[Any]:
-        """All rows in order, as ``pyarrow.RecordBatch`` values of these columns.
+    def chunks(self, column: str) -> list[Chunk]:
+        """Where a column lies in each row group, and what bounds its values; of one that is not nested."""
+        return [group[0] for group in self._chunks[column]]
+
+    def batches(self, columns: Sequence[str], groups: Sequence[int] | None = None) -> Iterator[Any]:
+        """Rows in order, as ``pyarrow.RecordBatch`` values of these columns.
+
+        Args:
+            columns: The columns to read.
+            groups: The row groups to read, ascending; None reads all.
 
         Raises:
             ManifestError: The file is damaged or has changed, or has a page that is too large.
         """
         with self._opened() as (opened, parquet):
-            for groups in self._sets(range(parquet.metadata.num_row_groups), columns):
-                opened.load(groups.spans)
-                for group in groups.numbers:
+            wanted = range(len(self.group_rows)) if groups is None else groups
+            for one in self._sets(wanted, columns):
+                opened.load(one.spans)
+                for group in one.numbers:
                     yield from self._batches(opened, parquet, group, columns)
                 opened.unload()
 
@@ -166,9 +193,7 @@ class ParquetFile:
             ManifestError: The file is damaged or has changed, or has a page that is too large.
         """
         with self._opened() as (opened, parquet):
-            bounds = [0]
-            for number in range(parquet.metadata.num_row_groups):
-                bounds.append(bounds[-1] + parquet.metadata.row_group(number).num_rows)
+            bounds = [0, *accumulate(self.group_rows)]
             needed = [number for number, (low, high) in enumerate(pairwise(bounds)) if _slice(wanted, low, high).size]
             for groups in self._sets(needed, columns):
                 opened.load(groups.spans)
@@ -202,28 +227,29 @@ class ParquetFile:
                     "needed; give the published file"
                 )
 
-    def _find_spans(
-        self, chunks: Sequence[Sequence[tuple[int, int]]], metadata: Any
-    ) -> Mapping[str, Sequence[tuple[int, int]]]:
-        """Check where the columns lie; return for each its place in each row group.
+    def _find_chunks(self, chunks: Sequence[Sequence[Chunk]], metadata: Any) -> Mapping[str, Sequence[Sequence[Chunk]]]:
+        """Check where the columns lie; return for each its chunks in each row group: several, if it is nested.
 
         Raises:
             ManifestError: A part of one lies outside of the file, or they have more bytes than the file.
         """
         if len(chunks) != metadata.num_row_groups or any(len(group) != metadata.num_columns for group in chunks):
             raise ManifestError(f"{self.name} is damaged: its row groups lack columns; {_AGAIN}")
-        spans = {name: [group[number] for group in chunks] for name, number in self._numbers.items()}
-        for name, found in spans.items():
-            for number, (start, stop) in enumerate(found):
-                if not 0 <= start <= stop <= self._footer_start:
+        taken = {
+            name: [[group[leaf.number] for leaf in leaves] for group in chunks] for name, leaves in self._leaves.items()
+        }
+        for name, groups in taken.items():
+            for number, group in enumerate(groups):
+                if not all(0 <= chunk.start <= chunk.stop <= self._footer_start for chunk in group):
                     raise ManifestError(
                         f"{self.name} is damaged: column {name} of row group {number:,} would lie outside of it; "
                         f"{_AGAIN}"
                     )
         # Otherwise a footer of kilobytes could make the whole file be requested of a server thousands of times.
-        if sum(stop - start for found in spans.values() for start, stop in found) > self._footer_start:
+        every_chunk = (chunk for groups in taken.values() for group in groups for chunk in group)
+        if sum(chunk.stop - chunk.start for chunk in every_chunk) > self._footer_start:
             raise ManifestError(f"{self.name} is damaged: its columns overlap; {_AGAIN}")
-        return spans
+        return taken
 
     @contextmanager
     def _opened(self) -> Iterator[tuple[OpenParquet, Any]]:
@@ -244,7 +270,7 @@ class ParquetFile:
         spans: list[tuple[int, int]] = []
         loaded_bytes = 0
         for number in groups:
-            found = [self._spans[name][number] for name in columns]
+            found = [(chunk.start, chunk.stop) for name in columns for chunk in self._chunks[name][number]]
             size_bytes = sum(stop - start for start, stop in found)
             if numbers and loaded_bytes + size_bytes > _LOADED_BYTES:
                 yield _GroupSet(numbers, spans)
@@ -269,31 +295,44 @@ class ParquetFile:
         """Return how many rows of a column take about ``_BATCH_BYTES`` in the worst case.
 
         Raises:
-            ManifestError: A page is too large.
+            ManifestError: A page is too large, or lists are.
         """
-        row_bytes, has_dictionary, dictionary_bytes = 1, False, 0
-        for page in self._pages(opened, group, name):
+        leaves = zip(self._leaves[name], self._chunks[name][group], strict=True)
+        return min(self._rows_of_leaf(opened, parquet, group, name, leaf, chunk) for leaf, chunk in leaves)
+
+    def _rows_of_leaf(self, opened: OpenParquet, parquet: Any, group: int, name: str, leaf: _Leaf, chunk: Chunk) -> int:
+        value_bytes, values, has_dictionary, dictionary_bytes = 1, 0, False, 0
+        for page in self._pages(opened, chunk):
             if page.size_bytes > _MAX_PAGE_BYTES:
                 raise ManifestError(
                     f"{self.name}: column {name} has a page of {page.size_bytes:,} bytes, more than is "
                     f"accepted; {_AGAIN}"
                 )
+            values += max(0, page.values)
             has_dictionary = has_dictionary or page.is_dictionary_encoded
             dictionary_bytes = dictionary_bytes if page.values else max(dictionary_bytes, page.size_bytes)
             if page.values > 0:
                 # If values share prefixes, each of them may be as long as the whole page.
-                row_bytes = max(row_bytes, page.size_bytes // (1 if page.shares_prefixes else page.values))
-        if has_dictionary and name in self._texts:
-            row_bytes = max(row_bytes, self._longest_in_dictionary(opened, parquet, group, name))
-        elif has_dictionary:  # of values that need not be looked at one by one: each may be all of it
-            row_bytes = max(row_bytes, dictionary_bytes) if name in self._binaries else row_bytes
-        return max(1, _BATCH_BYTES // row_bytes)
+                value_bytes = max(value_bytes, page.size_bytes // (1 if page.shares_prefixes else page.values))
+        if has_dictionary and leaf.kind is ColumnType.STRING:
+            value_bytes = max(value_bytes, self._longest_in_dictionary(opened, parquet, group, name))
+        elif has_dictionary and leaf.kind is ColumnType.BINARY:  # each value may be all of it
+            value_bytes = max(value_bytes, dictionary_bytes)
+        if not leaf.is_repeated:
+            return max(1, _BATCH_BYTES // value_bytes)
+        # Which of the values belong to one row is not known, but mostly each row has a few.
+        row_bytes = value_bytes * -(-values // max(1, self.group_rows[group]))
+        if value_bytes * values > _MAX_LISTS_BYTES and values > self.group_rows[group]:
+            raise ManifestError(
+                f"{self.name}: the lists of column {name} may take more than {_MAX_LISTS_BYTES:,} bytes in row group "
+                f"{group:,}; write smaller row groups, or leave out that column"
+            )
+        return max(1, _BATCH_BYTES // max(1, row_bytes))
 
-    def _pages(self, opened: OpenParquet, group: int, name: str) -> Iterator[Page]:
+    def _pages(self, opened: OpenParquet, chunk: Chunk) -> Iterator[Page]:
         """The pages of a column in a row group, its dictionary included."""
-        start, stop = self._spans[name][group]
         with opened.path.open("rb") as raw:
-            yield from read_pages(raw, start, stop - start)
+            yield from read_pages(raw, chunk.start, chunk.stop - chunk.start)
 
     def _longest_in_dictionary(self, opened: OpenParquet, parquet: Any, group: int, name: str) -> int:
         """The length in bytes of the longest text in a column's dictionary in a row group."""
@@ -308,12 +347,47 @@ class ParquetFile:
         return 0
 
 
+@dataclass(frozen=True, slots=True)
+class _Leaf:
+    """A part of a column that is stored by itself: all of it, unless it is nested.
+
+    Attributes:
+        number: Its number in the file.
+        kind: ``STRING`` if it is a column of texts; ``BINARY`` if its values have any length; else ``ANY``.
+        is_repeated: Whether a row may have several of its values.
+    """
+
+    number: int
+    kind: ColumnType
+    is_repeated: bool
+
+
+def _find_leaves(schema: Any, metadata: Any, columns: Mapping[str, ColumnType]) -> dict[str, list[_Leaf]]:
+    """The parts of columns. A column that is not nested is one part, of the same name."""
+    stored = [metadata.schema.column(number) for number in range(metadata.num_columns)]
+    leaves = {}
+    for name in columns:
+        numbers = [n for n, leaf in enumerate(stored) if leaf.path == name or leaf.path.startswith(f"{name}.")]
+        leaves[name] = [_leaf(number, stored[number], _find_type(schema, name)) for number in numbers]
+    return leaves
+
+
+def _leaf(number: int, stored: Any, found: Any) -> _Leaf:
+    if _TYPE_CHECKS[ColumnType.STRING](found):
+        kind = ColumnType.STRING
+    else:
+        kind = ColumnType.BINARY if stored.physical_type == "BYTE_ARRAY" else ColumnType.ANY
+    return _Leaf(number, kind, stored.max_repetition_level > 0)
+
+
 def _open(opened: OpenParquet, **options: Any) -> Any:
     return pq.ParquetFile(opened.path, buffer_size=_BUFFER_BYTES, pre_buffer=False, **options)
 
 
 def _find_type(schema: Any, name: str) -> Any:
     """The type of a column, or of a field of a column of structs; None if there is none."""
+    if name in schema.names:
+        return schema.field(schema.names.index(name)).type
     column, _, inner = name.partition(".")
     if column not in schema.names:
         return None
@@ -325,9 +399,10 @@ def _find_type(schema: Any, name: str) -> Any:
 
 
 def _read_rows(batch: Any, numbers: Int64s) -> Iterator[dict[str, Any] | BadRow]:
+    batch = _with_times_as_text(batch)
     try:
         yield from batch.to_pylist()
-    except UnicodeDecodeError:
+    except (ValueError, OverflowError):
         for index, number in enumerate(numbers.tolist()):
             yield _read_row(batch, index, number)
 
@@ -339,7 +414,26 @@ def _read_row(batch: Any, index: int, number: int) -> dict[str, Any] | BadRow:
             row[name] = column[index].as_py()
         except UnicodeDecodeError as error:
             return BadRow(number, f"column {name} is not UTF-8 at byte {error.start:,} of its text")
+        except (ValueError, OverflowError) as error:
+            return BadRow(number, f"column {name} can't be read ({str(error).splitlines()[0]})")
     return row
+
+
+def _with_times_as_text(batch: Any) -> Any:
+    """The same rows, with times as ISO 8601 text: Python's own values have no nanoseconds, and end in the year 9999."""
+    for number, column in enumerate(batch.columns):
+        if pa.types.is_temporal(column.type):
+            batch = batch.set_column(number, batch.schema.field(number).name, _as_text(column))
+    return batch
+
+
+def _as_text(times: Any) -> Any:
+    if pa.types.is_duration(times.type) or pa.types.is_interval(times.type):
+        return times.cast(pa.int64()).cast(pa.string())
+    try:
+        return times.cast(pa.string())
+    except pa.ArrowInvalid:  # of a time zone that this machine doesn't know
+        return times.cast(pa.timestamp(times.type.unit)).cast(pa.string())
 
 
 def _find_footer(opened: OpenParquet, name: str, own_files: str) -> int:

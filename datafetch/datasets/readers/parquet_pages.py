@@ -10,8 +10,12 @@ catch C++ exceptions there.
 
 A header is, like the footer, a struct in Thrift's compact protocol: fields, each a byte with its type and the distance
 of its number from that of the field before, then its value; a zero byte ends the struct. Integers are variable-length
-and zigzag-coded. Only integers and nested structs are kept, and everything else is skipped. Both are untrusted, so the
-number of fields and elements, the nesting, and the lengths of integers are limited, and no more than a header is read.
+and zigzag-coded. Only integers, nested structs and short bytes are kept, and everything else is skipped. Both are
+untrusted, so the number of fields and elements, the nesting, and the lengths of integers are limited, and no more than
+a header is read.
+
+The footer also has the least and the greatest value of most column chunks. pyarrow exposes these, too, and likewise
+ends the process if one of them has too few bytes, so they are read here.
 
 Source: github.com/apache/parquet-format (``PageHeader``), and github.com/apache/thrift
 (doc/specs/thrift-compact-protocol.md).
@@ -35,7 +39,9 @@ _MAX_FOOTER_FIELDS = 1 << 24  # with elements of lists; the size of footers is l
 _LONG_LIST = 15  # in place of a list's length: the length follows
 _MAX_VARINT_BITS = 63
 _ROW_GROUPS, _COLUMNS, _METADATA = 4, 1, 3  # numbers of fields: of the footer, a row group, and a column in it
-_CHUNK_BYTES, _DATA_OFFSET, _DICTIONARY_OFFSET = 7, 9, 11  # of a column's metadata
+_CHUNK_BYTES, _DATA_OFFSET, _DICTIONARY_OFFSET, _STATISTICS = 7, 9, 11, 12  # of a column's metadata
+_MAX_VALUE, _MIN_VALUE = 5, 6  # of the statistics; two others are deprecated, since their order was not defined
+_MAX_KEPT_BYTES = 1024  # of bytes; those in statistics are as long as the longest value, unless a writer shortens them
 # The types of the compact protocol. A boolean's value is part of its type.
 _BOOLEANS, _BYTE, _INTEGERS, _DOUBLE, _BINARY, _LISTS, _STRUCT = (1, 2), 3, (4, 5, 6), 7, 8, (9, 10), 12
 
@@ -62,6 +68,23 @@ class Page:
     shares_prefixes: bool
 
 
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """A column in a row group, as the footer claims.
+
+    Attributes:
+        start: The offset of its first byte, which is that of its dictionary if it has one.
+        stop: The offset behind its last byte.
+        least: Its least value as its pages would hold it, or a lower bound; None if that is not known.
+        greatest: Its greatest value, or an upper bound; None if that is not known.
+    """
+
+    start: int
+    stop: int
+    least: bytes | None = None
+    greatest: bytes | None = None
+
+
 def read_pages(file: BinaryIO, start: int, size_bytes: int) -> Iterator[Page]:
     """Read the page headers of a column chunk, in order.
 
@@ -84,23 +107,22 @@ def read_pages(file: BinaryIO, start: int, size_bytes: int) -> Iterator[Page]:
         start = file.tell() + stored
 
 
-def read_chunks(file: BinaryIO, footer_start: int) -> list[list[tuple[int, int]]]:
-    """Read where the columns of each row group lie, as the footer claims.
+def read_chunks(file: BinaryIO, footer_start: int) -> list[list[Chunk]]:
+    """Read where the columns of each row group lie, and what bounds their values, as the footer claims.
 
     Args:
         file: A parquet file.
         footer_start: The offset of the footer.
 
     Returns:
-        For each row group and each of its columns the offset of its first byte, which is that of its dictionary if it
-        has one, and the offset behind its last one.
+        For each row group its columns.
 
     Raises:
         DamagedPageError: The footer can't be parsed, or lacks an offset or a size.
     """
     file.seek(footer_start)
     left = iter(range(_MAX_FOOTER_FIELDS))
-    groups: list[list[tuple[int, int]]] = []
+    groups: list[list[Chunk]] = []
     try:
         for number, kind in _read_fields(file, left):
             if number == _ROW_GROUPS and kind in _LISTS:
@@ -112,17 +134,17 @@ def read_chunks(file: BinaryIO, footer_start: int) -> list[list[tuple[int, int]]
     return groups
 
 
-def _read_group(file: BinaryIO, left: Iterator[int]) -> list[tuple[int, int]]:
-    chunks: list[tuple[int, int]] = []
+def _read_group(file: BinaryIO, left: Iterator[int]) -> list[Chunk]:
+    chunks: list[Chunk] = []
     for number, kind in _read_fields(file, left):
         if number == _COLUMNS and kind in _LISTS:
-            chunks = [_chunk_span(_read_struct(file, 0, left)) for _ in _read_elements(file, left)]
+            chunks = [_chunk(_read_struct(file, 0, left)) for _ in _read_elements(file, left)]
         else:
             _read_value(file, kind, 0, left)
     return chunks
 
 
-def _chunk_span(chunk: dict[int, Any]) -> tuple[int, int]:
+def _chunk(chunk: dict[int, Any]) -> Chunk:
     metadata = chunk.get(_METADATA)
     found = metadata if isinstance(metadata, dict) else {}
     start, size_bytes, dictionary_start = map(found.get, (_DATA_OFFSET, _CHUNK_BYTES, _DICTIONARY_OFFSET))
@@ -130,7 +152,15 @@ def _chunk_span(chunk: dict[int, Any]) -> tuple[int, int]:
         raise DamagedPageError("a column has no offset or no size")
     if isinstance(dictionary_start, int) and 0 < dictionary_start < start:
         start = dictionary_start
-    return start, start + size_bytes
+    statistics = found.get(_STATISTICS)
+    bounds = statistics if isinstance(statistics, dict) else {}
+    least, greatest = map(bounds.get, (_MIN_VALUE, _MAX_VALUE))
+    return Chunk(
+        start,
+        start + size_bytes,
+        least if isinstance(least, bytes) else None,
+        greatest if isinstance(greatest, bytes) else None,
+    )
 
 
 def _page(size_bytes: int, header: dict[int, Any]) -> Page:
@@ -148,7 +178,7 @@ def _page(size_bytes: int, header: dict[int, Any]) -> Page:
 
 
 def _read_struct(file: BinaryIO, depth: int, fields_left: Iterator[int]) -> dict[int, Any]:
-    """Parse a struct into its fields by number. Integers and nested structs are kept, everything else is None.
+    """Parse a struct into its fields by number. Integers, nested structs and short bytes are kept.
 
     Args:
         file: The file, at the beginning of the struct.
@@ -191,6 +221,8 @@ def _read_value(file: BinaryIO, kind: int, depth: int, fields_left: Iterator[int
     if kind not in sizes:
         raise DamagedPageError("the header of a page is damaged")
     size_bytes = sizes[kind]()
+    if kind == _BINARY and size_bytes <= _MAX_KEPT_BYTES:
+        return file.read(size_bytes)
     if size_bytes > os.fstat(file.fileno()).st_size:  # the offset may be one that seek() can't take
         raise DamagedPageError("the header of a page is damaged")
     file.seek(size_bytes, os.SEEK_CUR)

@@ -14,8 +14,11 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from datafetch.datasets.id_pairs import IdsIndex
+    from datafetch.datasets.lists.list_dataset import ListFormat, ListOptions
+    from datafetch.datasets.lists.table import InputFormat
     from datafetch.engine.fetch_images import FetchedImage, fetch_images
     from datafetch.engine.job import Job
+    from datafetch.engine.list_job import ListJob
     from datafetch.engine.retry import retry_failed
     from datafetch.engine.runner import (
         fetch_dataset,
@@ -80,8 +83,12 @@ __all__ = [
     "IdsIndex",
     "ImageFormat",
     "ImageSpec",
+    "InputFormat",
     "InvalidFieldError",
     "Job",
+    "ListFormat",
+    "ListJob",
+    "ListOptions",
     "Loader",
     "ManifestError",
     "Observer",
@@ -144,8 +151,12 @@ _MODULES = {
     "IdsIndex": "datasets.id_pairs",
     "ImageFormat": "transcode",
     "ImageSpec": "transcode",
+    "InputFormat": "datasets.lists.table",
     "InvalidFieldError": "errors",
     "Job": "engine.job",
+    "ListFormat": "datasets.lists.list_dataset",
+    "ListJob": "engine.list_job",
+    "ListOptions": "datasets.lists.list_dataset",
     "Loader": "model.kinds",
     "ManifestError": "errors",
     "Observer": "model.observers",

@@ -63,6 +63,7 @@ _COMMANDS = {
     ),
     "datasets": _Summary("Show the recipe's datasets, and how much of each is there.", "nothing was changed"),
     "prepare": _Summary("Build a dataset where the trainer expects it, resuming an earlier run.", RESUME),
+    "get": _Summary("Fetch the images of a list of URLs, resuming an earlier run.", RESUME),
     "status": _Summary("Show the progress of a run, without disturbing it.", "nothing was changed"),
     "failures": _Summary("List the failed images, a line each, also while a run is at work.", "nothing was changed"),
     "explain": _Summary(

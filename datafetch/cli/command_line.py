@@ -14,7 +14,7 @@ from pathlib import Path
 from datafetch.datasets import find_dataset
 from datafetch.datasets.recipes import part_of
 from datafetch.engine.choices import settings_in
-from datafetch.engine.job import Job, own_spec
+from datafetch.engine.job import Job, inputs_of, own_spec
 from datafetch.fetch import FetchPolicy
 from datafetch.model.dataset import Dataset
 from datafetch.model.location import HIDDEN_URL, is_remote, is_url
@@ -48,15 +48,19 @@ def command_line_of(job: Job, out: Path | str) -> CommandLine:
     """
     dataset = find_dataset(job.dataset)
     root = _root_of(out, dataset)
-    words = ["datafetch", "prepare", job.dataset]
-    if job.source not in (part_of(job.dataset).readable_place, HIDDEN_URL):
-        words += ["--source", job.source]
-    if root is not None:
-        words += ["--root", str(root)]
+    if dataset.takes_inputs:
+        inputs = [place for place in inputs_of(job) if place != HIDDEN_URL]
+        words = ["datafetch", "get", *inputs, "--out", str(out)]
+    else:
+        words = ["datafetch", "prepare", job.dataset]
+        if job.source not in (part_of(job.dataset).readable_place, HIDDEN_URL):
+            words += ["--source", job.source]
+        if root is not None:
+            words += ["--root", str(root)]
     for one in settings_in(job):
         if not one.is_default and one.value != HIDDEN_URL:
             words += one.words()
-    return CommandLine(tuple(words), tuple(_remarks(job, dataset, has_root=root is not None)))
+    return CommandLine(tuple(words), tuple(_remarks(job, dataset, has_root=root is not None or dataset.takes_inputs)))
 
 
 def _root_of(out: Path | str, dataset: Dataset) -> Path | str | None:
@@ -70,7 +74,11 @@ def _root_of(out: Path | str, dataset: Dataset) -> Path | str | None:
 def _remarks(job: Job, dataset: Dataset, *, has_root: bool) -> Iterator[str]:
     """What is unknown of a job, or can't be given by an option."""
     given = [one for one in settings_in(job) if not one.is_default]
-    locations = [("--source", job.source), *((one.option.flag, str(one.value)) for one in given if one.is_location)]
+    if dataset.takes_inputs:
+        own = [("an input", place) for place in inputs_of(job)]
+    else:
+        own = [("--source", job.source)]
+    locations = [*own, *((one.option.flag, str(one.value)) for one in given if one.is_location)]
     for flag, location in locations:
         if location == HIDDEN_URL:
             yield f"{flag} was a URL with credentials, and is not stored; give it again"
@@ -84,7 +92,7 @@ def _remarks(job: Job, dataset: Dataset, *, has_root: bool) -> Iterator[str]:
     if not has_root:
         yield f"--root can't be told, since the output does not end with {dataset.path}"
     for part, default_part in ((job.fetch, FetchPolicy()), (job.image or own_spec(dataset), own_spec(dataset))):
-        own = {one.field for one in options_of(type(part))}
-        for name in (one.name for one in fields(part) if one.name not in own):
+        declared = {one.field for one in options_of(type(part))}
+        for name in (one.name for one in fields(part) if one.name not in declared):
             if (value := getattr(part, name)) != getattr(default_part, name):
                 yield f"{name} was {value!r}, which no option sets"

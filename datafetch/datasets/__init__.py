@@ -6,9 +6,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from datafetch.datasets.registry import DATASETS, find_dataset
+    from datafetch.datasets.registry import DATASETS, LIST, dataset_of_output, find_dataset
 
-__all__ = ["DATASETS", "find_dataset"]
+__all__ = ["DATASETS", "LIST", "dataset_of_output", "find_dataset"]
 
 
 # Lazy, so that the process that asks the hub, which imports one submodule, loads neither all datasets nor Arrow.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Self
@@ -41,6 +41,9 @@ class DatasetDefaults:
         adopts_files: Whether files that have the right content already are taken as they are.
         image_root: The folder with the images that its records name, relative to the output; None if they are fetched.
         reads_in_place: Whether its files on the hub are read where they are, and not downloaded.
+        takes_inputs: Whether it is given by any number of files, and not published as one source.
+        keeps_originals: Whether images are kept as received where nothing has to be changed, unless a job says else.
+        has_hashes: Whether its samples say which bodies their images have to be (``model.sample.HASHES``).
         options: The values of its options.
     """
 
@@ -64,6 +67,9 @@ class DatasetDefaults:
     adopts_files: bool = False
     image_root: str | None = None
     reads_in_place: bool = False
+    takes_inputs: bool = False
+    keeps_originals: bool = False
+    has_hashes: bool = False
     options: DatasetOptions = field(default_factory=DatasetOptions)
 
     def with_options(self, options: DatasetOptions) -> Self:
@@ -93,6 +99,10 @@ class DatasetDefaults:
     def bind_in_place(self, files: Sequence[RemoteFile], ids: Path | None) -> Manifest:
         """Open the manifest of a dataset that is read where it is; others are never asked to."""
         raise AssertionError(f"{self.name} is not read in place, from {files} with {ids}")
+
+    def bind_inputs(self, files: Sequence[Path | RemoteFile], refuse_stopped: Callable[[], None]) -> Manifest:
+        """Open the files of a list; others are never asked to."""
+        raise AssertionError(f"{self.name} takes no inputs, not {files} with {refuse_stopped}")
 
     def archive_location(self, source: str) -> str:
         """Where its archives are: by default, they are the source."""

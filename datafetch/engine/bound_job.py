@@ -15,9 +15,10 @@ from datafetch.engine.completeness import refuse_missing_files, restore_missing_
 from datafetch.engine.disk_estimate import DiskEstimate
 from datafetch.engine.feed import MAX_OPEN_SAMPLES, MAX_OPEN_SHARDS
 from datafetch.engine.job import Job, dataset_of, hash_of, identify, own_spec, reshard_plan, settings_of
+from datafetch.engine.list_inputs import OpenInputs, open_inputs
 from datafetch.engine.published import download_file, download_source, find_published
 from datafetch.engine.remote_files import open_remote_files
-from datafetch.engine.scan_cache import StateFolderCache
+from datafetch.engine.scan_cache import ScansBefore, StateFolderCache
 from datafetch.engine.web_download import policy_for_files
 from datafetch.engine.workers.budgets import policy_of_reader
 from datafetch.errors import ConfigurationError, ManifestError
@@ -216,6 +217,12 @@ async def bind(job: Job) -> AsyncIterator[BoundJob]:
             bound = await run_in_thread(_bind, job, reading, dataset, NO_ARCHIVES, remote.files, on_cancel=remote.close)
             yield replace(bound, rate=rate)
         return
+    if dataset.takes_inputs:
+        rate = rate_of(policy_of_reader(job))
+        async with open_inputs(job, dataset, rate) as inputs:
+            bound = await run_in_thread(_bind_inputs, job, dataset, inputs, on_cancel=inputs.close)
+            yield replace(bound, rate=rate if inputs.are_remote else None)
+        return
     reading = replace(job, source=await download_source(job, dataset), ids=await _download_ids(job))
     layout = await run_in_thread(lambda: OutputLayout(resolve_parent(Path(job.out))))
     if not dataset.archives:
@@ -255,6 +262,16 @@ def _bind(job: Job, reading: Job, dataset: Dataset, archives: Archives, remote: 
     if job.ids and (job.fresh or not layout.job.exists()):
         _refuse_foreign_ids(job.source, job.ids, manifest)
     return BoundJob(job, dataset, manifest, spec, identity, layout, archives, listed)
+
+
+def _bind_inputs(job: Job, dataset: Dataset, inputs: OpenInputs) -> BoundJob:
+    """Bind a job that takes inputs. What earlier runs found in them is used before anything of this one is written."""
+    manifest = dataset.bind_inputs(inputs.files, inputs.refuse_closed)
+    manifest.keep_scans(ScansBefore(OutputLayout(resolve_parent(Path(job.out)))))
+    spec = job.image or own_spec(dataset)
+    identity = identify(job, manifest, spec)
+    layout = layout_of(Path(job.out), job, identity)
+    return BoundJob(job, dataset, manifest, spec, identity, layout, NO_ARCHIVES, Path(job.source))
 
 
 def _refuse_foreign_ids(source: str, ids: str, manifest: Manifest) -> None:
@@ -297,7 +314,7 @@ def layout_of(out: Path, job: Job, identity: Identity) -> OutputLayout:
         resolve_parent(out),
         resolve_parent(Path(job.scratch)) if job.scratch else None,
         hash_of(identity),
-        find_dataset(job.dataset).output_format,
+        find_dataset(job.dataset, job.options).output_format,
     )
 
 

@@ -21,7 +21,16 @@ from datafetch.engine.choices import choices_of, other_settings, row_defaults, r
 from datafetch.engine.claim import Claim, judge_claim
 from datafetch.engine.completeness import unpublished_shards
 from datafetch.engine.disk_estimate import DiskNeeds, count_published, disk_needs
-from datafetch.engine.job import Job, dataset_of, hash_of, identify_settings, own_spec, reshard_plan, settings_of
+from datafetch.engine.job import (
+    Job,
+    dataset_of,
+    hash_of,
+    identify_settings,
+    inputs_of,
+    own_spec,
+    reshard_plan,
+    settings_of,
+)
 from datafetch.engine.published import downloaded_copy, is_read_from_copy
 from datafetch.engine.recipe import PlannedDataset, with_lists
 from datafetch.engine.repeated_job import RepeatedJob
@@ -191,7 +200,10 @@ def _settings_of(job: Job) -> DryRun:
 def _asked_first(one: PlannedDataset, job: Job) -> list[str]:
     """What a job reads that is not on this machine, without secrets."""
     dataset = dataset_of(job)
-    missing = [job.source] if is_read_from_copy(dataset) and _copy_of_source(job, dataset) is None else []
+    if dataset.takes_inputs:
+        missing = [place for place in inputs_of(job) if is_remote(place)]
+    else:
+        missing = [job.source] if is_read_from_copy(dataset) and _copy_of_source(job, dataset) is None else []
     if dataset.archives:
         location = at_mirror(dataset.archive_location(job.source), job.mirror)
         if is_url(location) and (job.fresh or not has_copies(dataset, location, _layout_of(job, dataset))):

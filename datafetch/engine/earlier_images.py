@@ -19,7 +19,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
-from datafetch.datasets import find_dataset
+from datafetch.datasets import dataset_of_output
 from datafetch.engine.job import PIXEL_FIELDS, Job
 from datafetch.engine.permissions import Permitted, read_permitted
 from datafetch.engine.set_aside import EarlierOutput, earlier_outputs
@@ -88,7 +88,7 @@ class _OneOutput:
             have_same_pixels(before, identity),
             read_permitted(earlier.layout) == permitted,
         )
-        loader = find_dataset(earlier.job.dataset).loader
+        loader = dataset_of_output(earlier.job.dataset, before).loader
         self.results = StoredResults(earlier.layout, earlier.job.shards, loader, earlier.spool_folders)
 
     def find(self, url: str) -> ImageResult | Body | None:

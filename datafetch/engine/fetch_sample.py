@@ -110,7 +110,8 @@ class _ImageTask:
     async def _run(self, locked: LockedUrl, memory: Reservation, then: tuple[Sample, ...]) -> ImageResult:
         spool = self._spool
         known = await locked.lookup()
-        if known is None:
+        if known is None or not self._fetcher.images.source.holds_for(self._sample, self._image, known.line):
+            known = None
             result = await self._fetcher.images.fetch_image(self._sample, self._image, memory)
         else:
             await memory.grow(known.jpeg_bytes)

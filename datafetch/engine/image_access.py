@@ -81,6 +81,7 @@ class ImageAccess:
                 max_file_bytes=job.fetch.max_body_bytes,
                 until_s=until_s,
                 earlier=earlier,
+                has_hashes=self.output.dataset.has_hashes,
             )
 
 

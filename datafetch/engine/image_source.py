@@ -5,6 +5,8 @@ sample; in the archive or the unpacked folder that its sample names; and on the 
 is requested if the way before has failed. What is on the web may be in an earlier output, too, where ``find_earlier``
 looks before.
 
+A sample of a list may say which body an image has to be, by its hash. Any other is a failure, wherever it came from.
+
 Rules: a file that is in its place is taken if it is the right one, and is never replaced by another unless the run
 starts over. Nothing is written through a link.
 """
@@ -13,7 +15,8 @@ from __future__ import annotations
 
 import asyncio
 import filecmp
-from collections.abc import Callable, Sequence
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -28,14 +31,16 @@ from datafetch.fetch.fetcher import OUT_OF_TIME
 from datafetch.model.archive import Member
 from datafetch.model.checksum import crc32
 from datafetch.model.image_interfaces import Fetch
+from datafetch.model.ledger_line import LedgerLine
 from datafetch.model.outcome import Body, Failure, FailureKind, Fetched, Source
-from datafetch.model.sample import FAILURE, FALLBACK, FILE, MEMBER, Row, Sample
+from datafetch.model.sample import FAILURE, FALLBACK, FILE, HASHES, MEMBER, Row, Sample
 from datafetch.process.threads import run_in_thread
 from datafetch.store.atomic import leads_out
 from datafetch.store.spool_format import ImageResult
 
 _ARCHIVE_LACKS = frozenset({FailureKind.MISSING_MEMBER, FailureKind.BAD_MEMBER})
 _NOT_BY_URL = frozenset({FAILURE, FILE, MEMBER})  # in the metadata of samples whose images are elsewhere
+_HASHED_AT_ONCE_BYTES = 1 << 18  # takes less than a millisecond; longer bodies are hashed in a thread
 _MAX_MEMBERS = 4096  # in flight; in practice the number of tasks is the limit
 
 _T = TypeVar("_T")
@@ -100,6 +105,7 @@ class ImageSource:
         max_file_bytes: Larger files are refused.
         until_s: From when on, by the event loop's clock, nothing is looked for or waited for any more; None for never.
         earlier: Images of earlier outputs by URL; None if there are none.
+        has_hashes: Whether samples say which bodies their images have to be.
 
     Attributes:
         fetch: What makes all requests.
@@ -115,8 +121,10 @@ class ImageSource:
         max_file_bytes: int = 0,
         until_s: float | None = None,
         earlier: ImagesByUrl | None = None,
+        has_hashes: bool = False,
     ) -> None:
         self.fetch = fetch
+        self._has_hashes = has_hashes
         self._earlier = earlier
         self._has_places = not (members is None and folder is None and adoption is None)
         self._members = members
@@ -153,7 +161,11 @@ class ImageSource:
         """
         if self._earlier is None or not self._is_by_url(sample):
             return None
-        return await self._earlier.find(sample.urls[image], memory)
+        found = await self._earlier.find(sample.urls[image], memory)
+        if isinstance(found, Body) and isinstance(await self._verified(sample, image, found), Failure):
+            memory.shrink(0)
+            return None
+        return None if isinstance(found, ImageResult) and not self.holds_for(sample, image, found.line) else found
 
     async def find_failed(self, sample: Sample, images: Sequence[int]) -> list[int]:
         """Those of a sample's images that have failed for good in an earlier output."""
@@ -178,7 +190,46 @@ class ImageSource:
         if self.is_out_of_time:
             row = self._places_of(sample)
             return replace(OUT_OF_TIME, source=Source.ARCHIVE) if MEMBER in row or FILE in row else OUT_OF_TIME
-        return await self._get(sample, image, memory)
+        fetched = await self._get(sample, image, memory)
+        return await self._verified(sample, image, fetched) if isinstance(fetched, Body) else fetched
+
+    def holds_for(self, sample: Sample, image: int, line: LedgerLine) -> bool:
+        """Whether the result of an image holds for this one, which has the same URL: not if its body has to be another.
+
+        Args:
+            sample: The sample.
+            image: 0-based position in its images.
+            line: The ledger line of the other image.
+        """
+        if line.outcome == FailureKind.HASH_MISMATCH:
+            return False
+        return all(
+            not line.sha256 or (algorithm == "sha256" and line.sha256 == wanted)
+            for algorithm, wanted in self._hashes(sample, image).items()
+        )
+
+    def _hashes(self, sample: Sample, image: int) -> Mapping[str, str]:
+        hashes = sample.row.get(HASHES) if self._has_hashes else None
+        return (hashes[image] or {}) if isinstance(hashes, list) else {}
+
+    async def _verified(self, sample: Sample, image: int, body: Body) -> Fetched:
+        """A body, or a failure if it is not the one that its sample asks for."""
+        for algorithm, wanted in self._hashes(sample, image).items():
+            digest = partial(_hexdigest, algorithm, body.content)
+            is_short = len(body.content) <= _HASHED_AT_ONCE_BYTES
+            found = digest() if is_short else await run_in_thread(digest)
+            if found != wanted:
+                return Failure(
+                    FailureKind.HASH_MISMATCH,
+                    f"its {algorithm} is {found}, and not {wanted}",
+                    attempts=body.attempts,
+                    final_url=body.final_url,
+                    fetch_ms=body.fetch_ms,
+                    sha256=found if algorithm == "sha256" else "",
+                    permitted=body.permitted,
+                    source=body.source,
+                )
+        return body
 
     async def _get(self, sample: Sample, image: int, memory: Reservation) -> Fetched:
         row, difference = self._places_of(sample), ""
@@ -299,6 +350,10 @@ def _recorded_failure(value: object) -> Failure:
         case [str(kind), str(reason)]:
             return Failure(FailureKind(kind), reason, source=Source.ARCHIVE)
     raise AssertionError(value)
+
+
+def _hexdigest(algorithm: str, content: bytes) -> str:
+    return hashlib.new(algorithm, content, usedforsecurity=False).hexdigest()
 
 
 async def _in_thread(function: Callable[[], _T]) -> _T:

@@ -14,6 +14,7 @@ import msgspec
 import orjson
 
 from datafetch.datasets import find_dataset
+from datafetch.datasets.lists.list_dataset import ListOptions
 from datafetch.errors import ConfigurationError
 from datafetch.fetch import MAX_BYTES, FetchPolicy
 from datafetch.model.dataset import Dataset
@@ -270,9 +271,20 @@ def own_spec(dataset: Dataset) -> ImageSpec:
     """What an image of a dataset becomes unless the job specifies otherwise."""
     return ImageSpec(
         short_side_px=dataset.short_side_px,
-        encode=Encoding.RECEIVED if dataset.keeps_bodies else Encoding.RECIPE,
+        encode=_own_encoding(dataset),
         min_pixels=dataset.min_pixels,
     )
+
+
+def _own_encoding(dataset: Dataset) -> Encoding:
+    if dataset.keeps_bodies:
+        return Encoding.RECEIVED
+    return Encoding.ORIGINAL if dataset.keeps_originals else Encoding.RECIPE
+
+
+def inputs_of(job: Job) -> tuple[str, ...]:
+    """Where the files of a dataset are that takes inputs, in order."""
+    return (job.source, *(job.options.more_inputs if isinstance(job.options, ListOptions) else ()))
 
 
 def _resizing(spec: ImageSpec) -> Identity:
@@ -325,6 +337,8 @@ def settings_of(job: Job, spec: ImageSpec) -> dict[str, Any]:
     options = values.pop("options") or {}
     if isinstance(archive := options.get("archive"), str):
         options["archive"] = _location(archive)
+    if inputs := options.get("more_inputs"):
+        options["more_inputs"] = [_location(place) for place in inputs]
     return {**values, _OPTIONS_KEY: options}
 
 

@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
-from concurrent.futures import Future
+from concurrent.futures import CancelledError, Future
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from http import HTTPStatus
 from threading import Event
 from typing import Any, TypeVar
@@ -25,6 +26,7 @@ from datafetch.fetch.policy import FetchPolicy
 from datafetch.fetch.ranges import RefusedError, RemoteRanges
 from datafetch.fetch.receive_rate import ReceiveRate
 from datafetch.model.location import at_mirror
+from datafetch.model.manifest import RemoteFile
 from datafetch.model.outcome import Failure
 
 _FIRST_PAUSE_S = 1.0
@@ -37,28 +39,59 @@ _Result = TypeVar("_Result")
 
 
 class RemoteFiles:
-    """Files of one repository on the hub; to be closed before the event loop ends. Made on that loop.
+    """Files that are read where they are; to be closed before the event loop ends. Made on that loop.
 
     Args:
-        place: The repository.
-        names: Their paths in it.
         fetch: Makes the requests.
         max_part_bytes: How much one request asks for at most.
-        mirror: The URL of a server that is asked instead of the hub; empty asks the hub.
 
     Attributes:
-        files: The files, in the order of the names.
+        files: The files, in the order in which they were added.
     """
 
-    def __init__(self, place: HubPlace, names: Sequence[str], fetch: Fetcher, max_part_bytes: int, mirror: str) -> None:
+    def __init__(self, fetch: Fetcher, max_part_bytes: int) -> None:
+        self._fetch = fetch
+        self._max_part_bytes = max_part_bytes
         self._loop = asyncio.get_running_loop()
         self._pending: set[Future[Any]] = set()
         self._closed = Event()
-        self.files: list[_HubFile] = []
-        for name in names:
-            shown, url = f"{place}/{name}", at_mirror(place.url(name), mirror)
-            ranges = RemoteRanges(fetch, url, max_part_bytes=max_part_bytes, name=shown)
-            self.files.append(_HubFile(shown, ranges, self))
+        self.files: list[RemoteFile] = []
+
+    def ranges(self, url: str, name: str = "") -> RemoteRanges:
+        """Ranges of a file. The arguments are those of ``RemoteRanges``."""
+        return RemoteRanges(self._fetch, url, max_part_bytes=self._max_part_bytes, name=name)
+
+    def add_of_hub(self, place: HubPlace, name: str, mirror: str) -> RemoteFile:
+        """Add a file of a repository on the hub.
+
+        Args:
+            place: The repository.
+            name: The path of the file in it.
+            mirror: The URL of a server that is asked instead of the hub; empty asks the hub.
+        """
+        shown, url = f"{replace(place, path='')}/{name}", at_mirror(place.url(name), mirror)
+        return self.add(shown, self.ranges(url, shown), is_of_hub=True)
+
+    def add(self, name: str, ranges: RemoteRanges, *, is_of_hub: bool = False) -> RemoteFile:
+        """Add a file.
+
+        Args:
+            name: The file in messages.
+            ranges: Its ranges.
+            is_of_hub: Whether it is on the hub.
+        """
+        file = _FileInPlace(name, ranges, self, is_of_hub=is_of_hub)
+        self.files.append(file)
+        return file
+
+    def refuse_closed(self) -> None:
+        """End what reads files, once they are closed.
+
+        Raises:
+            CancelledError: They are.
+        """
+        if self._closed.is_set():
+            raise CancelledError
 
     def close(self) -> None:
         """Cancel all reads, and refuse others."""
@@ -87,11 +120,12 @@ class RemoteFiles:
         return future
 
 
-class _HubFile:
+class _FileInPlace:
     """One of the files."""
 
-    def __init__(self, name: str, ranges: RemoteRanges, files: RemoteFiles) -> None:
+    def __init__(self, name: str, ranges: RemoteRanges, files: RemoteFiles, *, is_of_hub: bool) -> None:
         self.name = name
+        self._is_of_hub = is_of_hub
         self._ranges = ranges
         self._files = files
         self._probe_lock = asyncio.Lock()
@@ -120,6 +154,8 @@ class _HubFile:
                     read = await self._ranges.read(start, stop)
                 pause_s = min(2 * pause_s, _MAX_PAUSE_S)
         except RefusedError as error:
+            if not self._is_of_hub:
+                raise
             raise ManifestError(f"{self.name}: {_REFUSALS.get(HTTPStatus(error.status), _GONE)}") from error
         return read.content
 
@@ -140,9 +176,26 @@ async def open_remote_files(
     Yields:
         The files, which are closed when the context ends.
     """
+    async with open_remote(policy, rate) as remote:
+        for name in names:
+            remote.add_of_hub(place, name, mirror)
+        yield remote
+
+
+@asynccontextmanager
+async def open_remote(policy: FetchPolicy, rate: ReceiveRate | None = None) -> AsyncIterator[RemoteFiles]:
+    """Make files readable where they are, which are still to be added.
+
+    Args:
+        policy: How servers are asked.
+        rate: The cap on what is received, where it is shared with other fetchers.
+
+    Yields:
+        None of them yet; they are closed when the context ends.
+    """
     async with Fetcher(policy, rate=rate) as fetch:
-        files = RemoteFiles(place, names, fetch, policy.max_body_bytes, mirror)
+        remote = RemoteFiles(fetch, policy.max_body_bytes)
         try:
-            yield files
+            yield remote
         finally:
-            files.close()
+            remote.close()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Protocol, Self
 
@@ -102,6 +102,16 @@ class Dataset(Protocol):
         ...
 
     @property
+    def keeps_originals(self) -> bool:
+        """Whether images are kept as received where nothing has to be changed, unless a job says otherwise."""
+        ...
+
+    @property
+    def has_hashes(self) -> bool:
+        """Whether its samples say which bodies their images have to be (``model.sample.HASHES``)."""
+        ...
+
+    @property
     def min_pixels(self) -> int:
         """Images with fewer pixels are placeholders that sites serve for images that are gone."""
         ...
@@ -144,6 +154,23 @@ class Dataset(Protocol):
         Args:
             files: The files that ``select_published`` selects, in order.
             ids: The id list; None without one.
+
+        Raises:
+            ManifestError: No run with it could succeed, because files or columns are missing or wrong.
+        """
+        ...
+
+    @property
+    def takes_inputs(self) -> bool:
+        """Whether it is given by any number of files, here or elsewhere, and not published as one source."""
+        ...
+
+    def bind_inputs(self, files: Sequence[Path | RemoteFile], refuse_stopped: Callable[[], None]) -> Manifest:
+        """Open the files of a dataset that takes inputs. Blocks; never call it in the event loop's thread.
+
+        Args:
+            files: The files, in order.
+            refuse_stopped: Called often while files are read, also later; it raises an exception to end that.
 
         Raises:
             ManifestError: No run with it could succeed, because files or columns are missing or wrong.

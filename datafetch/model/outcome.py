@@ -39,6 +39,7 @@ class FailureKind(StrEnum):
     CORRUPT = "corrupt"
     MISSING_MEMBER = "missing_member"
     BAD_MEMBER = "bad_member"
+    HASH_MISMATCH = "hash_mismatch"
     PLACEHOLDER = "placeholder"
     WORKER_CRASHED = "worker_crashed"
 

@@ -35,6 +35,10 @@ FALLBACK = "fallback"
 The URL is requested if the first way fails; it may be empty.
 """
 
+HASHES = "hashes"
+"""The key in the metadata of a sample that says which bodies its images have to be, if its dataset has such
+(``Dataset.has_hashes``): for each image, None or the hashes of its body in lower-case hexadecimal, by algorithm."""
+
 MAX_URL_CHARS = 65_536
 """The length limit for URLs. No server accepts longer ones, and spools and ledgers store each URL several times."""
 

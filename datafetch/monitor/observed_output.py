@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from datafetch.datasets import find_dataset
+from datafetch.datasets import dataset_of_output
 from datafetch.monitor.heartbeat import ProgressSnapshot, read_snapshots
 from datafetch.monitor.output_counts import list_folder
 from datafetch.monitor.outputs_below import no_output
@@ -53,5 +53,5 @@ def observe_output(out: Path | str) -> ObservedOutput:
     job = read_job_file(layout)
     if job is None:
         raise no_output(layout)
-    layout = replace(layout, output_format=find_dataset(job.dataset).output_format)
+    layout = replace(layout, output_format=dataset_of_output(job.dataset, job.identity).output_format)
     return ObservedOutput(layout, job, read_snapshots(layout))

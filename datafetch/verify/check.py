@@ -16,7 +16,7 @@ from pathlib import Path, PurePosixPath
 from shlex import quote
 from typing import TypeAlias
 
-from datafetch.datasets import DATASETS, find_dataset
+from datafetch.datasets import DATASETS, dataset_of_output
 from datafetch.errors import ConfigurationError, raise_if_exhausted
 from datafetch.model.dataset import Dataset
 from datafetch.model.fields import check_types, invalid, require_in_range
@@ -348,7 +348,7 @@ def _dataset_of_job(out: Path) -> Dataset | None:
     """Return the dataset that the job of an output names; None if there is no job, or the dataset is unknown."""
     job = read_sound_job(OutputLayout(out.absolute()))
     try:
-        return find_dataset(job.dataset) if job else None
+        return dataset_of_output(job.dataset, job.identity) if job else None
     except ConfigurationError:
         return None
 

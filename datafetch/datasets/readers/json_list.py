@@ -14,11 +14,12 @@ a record by an upper bound of its memory that is computed from its text before i
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from io import TextIOWrapper
 from pathlib import Path
-from typing import TextIO
+from typing import IO, TextIO
 
 from datafetch.datasets.readers.limits import MAX_NESTING, explain_digit_limit, is_nested_deeply, max_parsed_bytes
 from datafetch.errors import ManifestError
@@ -50,14 +51,26 @@ class _Reader:
         path: The file, in UTF-8.
         chunk_chars: The number of characters to read at a time.
         start_bytes: The offset at which to start: 0, or a value that ``offset_bytes`` returned for this file.
+        open_at: Opens the content at an offset, if the file is not the content itself.
+        max_records: How many records are accepted; None for as many as a file of its size can have.
     """
 
     _OPENING: str
     _CLOSING: str
     _WHAT: str
 
-    def __init__(self, path: Path, chunk_chars: int = 1 << 20, *, start_bytes: int = 0) -> None:
+    def __init__(
+        self,
+        path: Path,
+        chunk_chars: int = 1 << 20,
+        *,
+        start_bytes: int = 0,
+        open_at: Callable[[int], AbstractContextManager[IO[bytes]]] | None = None,
+        max_records: int | None = None,
+    ) -> None:
         self._path = path
+        self._open_at = open_at or self._open_file_at
+        self._max_records = max_records
         self._chunk_chars = chunk_chars
         self._start_bytes = start_bytes
         self._read_bytes = start_bytes
@@ -94,9 +107,8 @@ class _Reader:
     def _records(self) -> Iterator[TextIO]:
         """Move to each record in turn, and yield the file to read it from; the caller reads exactly one record."""
         ends = {",", self._CLOSING}
-        left = max(_MAX_RECORDS, self._path.stat().st_size // _RECORD_BYTES)
-        with open_regular(self._path) as raw, TextIOWrapper(raw, encoding="utf-8", newline="") as file:
-            raw.seek(self._start_bytes)
+        left = self._max_records or max(_MAX_RECORDS, self._path.stat().st_size // _RECORD_BYTES)
+        with self._open_at(self._start_bytes) as raw, TextIOWrapper(raw, encoding="utf-8", newline="") as file:  # type: ignore[type-var]  # it has a buffered file's methods
             character = self._next_character(file)
             if self._start_bytes == 0:
                 if character != self._OPENING:
@@ -118,6 +130,11 @@ class _Reader:
             if self._next_character(file):
                 raise ManifestError(f"has data after its {self._WHAT}")
             self._record_start = self._position
+
+    def _open_file_at(self, offset: int) -> IO[bytes]:
+        file = open_regular(self._path)
+        file.seek(offset)
+        return file
 
     def _next_character(self, file: TextIO) -> str:
         """Consume the next character that is not a blank; an empty string at the end of the file."""

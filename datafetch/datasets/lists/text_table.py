@@ -1,0 +1,457 @@
+"""Files of lines: a URL a line, records with fields (CSV, TSV), or a JSON object a line; plain or compressed.
+
+A scan reads a file once, and notes at which offset each block begins and how many records there are before it. So a run
+that is resumed goes on at the block with its next row: it seeks there in a plain file, and decompresses a compressed
+one up to there.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+from bisect import bisect_right
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager
+from itertools import islice, pairwise
+from pathlib import Path
+from typing import IO, Any, Protocol
+
+import numpy as np
+import pyarrow as pa
+
+from datafetch.datasets.jsonl_manifest import BadRecordError, parse_json_line
+from datafetch.datasets.lists.record_blocks import Block, FieldSplitter, RecordSplitter, RecordTooLongError
+from datafetch.datasets.lists.row_bits import Bools
+from datafetch.datasets.lists.scan import FileScan, ScanKeeper
+from datafetch.datasets.lists.table import SNIFFED_ROWS, Column, InputFormat, ListRow
+from datafetch.datasets.lists.where import Condition
+from datafetch.datasets.readers import MAX_LINE_BYTES, BadRow, Int64s
+from datafetch.datasets.readers.compression import READ_ERRORS, check_zip, open_plain, opener_of
+from datafetch.errors import STARTS_OVER, ManifestError, unreadable
+from datafetch.model.regular_file import open_regular
+
+EDGE_BYTES = 1 << 16
+"""How much of a file's beginning shows what it is."""
+_BOM = b"\xef\xbb\xbf"
+_SKIP_BYTES = 1 << 20
+_MIN_ROW_LIMIT = 1 << 24  # accepted in a file of any size: 2 MiB of bits
+_MAX_COLUMNS = 10_000
+_URL_COLUMN = "url"
+_NEAREST_BLOCK = 8  # a block that is at most so many blocks ahead is reached by reading, and not by seeking
+
+
+class TextFile:
+    """The content of a file on this machine, decompressed.
+
+    Args:
+        path: The file.
+
+    Attributes:
+        path: The file.
+        size_bytes: Its size on disk.
+        fingerprint: A hash of its size, its beginning and its end.
+        start: The first bytes of its content, without a byte order mark.
+        start_offset: The offset of these in its content: the size of the byte order mark.
+
+    Raises:
+        ManifestError: It can't be read.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        with _reading(path), open_regular(path) as file:
+            self.size_bytes = os.fstat(file.fileno()).st_size
+            start = file.read(EDGE_BYTES)
+            self.fingerprint = self._fingerprint(file)
+            self._open = opener_of(start)
+            check_zip(path, self._open)
+            with self._open(path) as content:
+                start = content.read(EDGE_BYTES)
+        self.start_offset = len(_BOM) if start.startswith(_BOM) else 0
+        self.start = start[self.start_offset :]
+
+    @property
+    def is_compressed(self) -> bool:
+        """Whether its content is larger than its size on disk."""
+        return self._open is not open_plain
+
+    @contextmanager
+    def opened_at(self, offset: int) -> Iterator[IO[bytes]]:
+        """Open the content at an offset.
+
+        Raises:
+            ManifestError: It can't be read, or has changed; also while it is read.
+        """
+        with _reading(self.path):
+            with open_regular(self.path) as file:
+                if os.fstat(file.fileno()).st_size != self.size_bytes or self._fingerprint(file) != self.fingerprint:
+                    raise ManifestError(f"{self.path} has changed since it was opened; {STARTS_OVER}")
+            with self._open(self.path) as content:
+                if not self.is_compressed:
+                    content.seek(offset)
+                else:
+                    _skip(content, offset)
+                yield content
+
+    def _fingerprint(self, file: IO[bytes]) -> str:
+        file.seek(0)
+        start = file.read(EDGE_BYTES)
+        file.seek(max(0, self.size_bytes - EDGE_BYTES))
+        return hashlib.sha256(b"%d " % self.size_bytes + start + file.read(EDGE_BYTES)).hexdigest()[:16]
+
+
+class RecordParser(Protocol):
+    """How the records of a file become rows.
+
+    Attributes:
+        splitter: Finds where records end.
+        columns: The names of the columns, in order; one may be repeated.
+        start_offset: The offset of the first record in the content.
+    """
+
+    splitter: RecordSplitter
+    columns: Sequence[str]
+    start_offset: int
+
+    def parse(self, record: bytes) -> ListRow:
+        """Parse a record.
+
+        Raises:
+            BadRecordError: It can't be read.
+        """
+        ...
+
+    def select(self, block: Block, conditions: Sequence[Condition]) -> Bools:
+        """Which records of a block meet all conditions."""
+        ...
+
+
+class TextTable:
+    """A file of lines or records.
+
+    Args:
+        file: The file.
+        parser: How its records become rows.
+        input_format: Its format.
+    """
+
+    def __init__(self, file: TextFile, parser: RecordParser, input_format: InputFormat) -> None:
+        self._file = file
+        self._parser = parser
+        self.input_format = input_format
+        self.name, self.path = str(file.path), file.path
+        self.size_bytes, self.fingerprint = file.size_bytes, file.fingerprint
+        counts = Counter(parser.columns)
+        self.scan_criteria = (
+            f"{parser.columns} {parser.start_offset} {parser.splitter.delimiter!r} {path_time_ns(file.path)}"
+        )
+        self.repeated = frozenset(name for name, count in counts.items() if count > 1)
+        self.columns = [Column(name) for name in counts if name not in self.repeated]
+        self.types: dict[str, str] = {}
+
+    def first_rows(self, columns: Sequence[str]) -> list[ListRow]:
+        """The first rows that can be read, at most ``SNIFFED_ROWS``."""
+        del columns
+        rows: list[ListRow] = []
+        with closing(self._blocks(self._parser.start_offset)) as blocks:
+            for block in blocks:
+                for record in block.records():
+                    try:
+                        rows.append(self._parser.parse(record))
+                    except BadRecordError:
+                        continue
+                    if len(rows) == SNIFFED_ROWS:
+                        return rows
+        return rows
+
+    def check(self, conditions: Sequence[Condition]) -> None:
+        """Accept all conditions: a text may be a number."""
+
+    def scan(self, conditions: Sequence[Condition], keeper: ScanKeeper) -> FileScan:
+        """Count the records, and find out which of them meet all conditions."""
+        scan = keeper.begin()
+        if scan.is_complete:
+            return scan
+        max_rows = max(_MIN_ROW_LIMIT, self.size_bytes)
+        for block in self._blocks(scan.position or self._parser.start_offset, scan.rows):
+            scan.starts.append(block.offset)
+            scan.first_rows.append(scan.rows)
+            if scan.bits is not None:
+                scan.bits.add(self._parser.select(block, conditions))
+                scan.rows = scan.bits.rows
+            else:
+                scan.rows += block.count()
+            scan.position = block.offset + len(block.content)
+            if scan.rows > max_rows:
+                raise ManifestError(
+                    f"{self.name} has more than {max_rows:,} rows in {self.size_bytes:,} bytes, the limit for a file "
+                    "of its size; divide it, or leave it out"
+                )
+            keeper.advance(0 if self._file.is_compressed else len(block.content))
+            keeper.save_sometimes(scan)
+        scan.is_complete = True
+        keeper.save(scan)
+        return scan
+
+    def rows(self, scan: FileScan, numbers: Int64s, columns: Sequence[str]) -> Iterator[ListRow | BadRow]:
+        """The rows with these numbers."""
+        del columns
+        wanted = numbers.tolist()
+        position = 0
+        while position < len(wanted):
+            index = bisect_right(scan.first_rows, wanted[position]) - 1
+            first_row = scan.first_rows[index]
+            for block in self._blocks(scan.starts[index], first_row):
+                if position == len(wanted):
+                    return
+                index += 1
+                stop = scan.first_rows[index] if index < len(scan.first_rows) else scan.rows
+                if wanted[position] >= stop:
+                    if bisect_right(scan.first_rows, wanted[position]) - 1 - index > _NEAREST_BLOCK:
+                        first_row = stop
+                        break  # to a later block, past those without a selected row
+                    first_row = stop
+                    continue
+                records = block.records()
+                if len(records) != stop - first_row:
+                    raise ManifestError(f"{self.name} has changed since it was opened; {STARTS_OVER}")
+                while position < len(wanted) and wanted[position] < stop:
+                    yield self._row(wanted[position], records[wanted[position] - first_row])
+                    position += 1
+                first_row = stop
+            else:
+                if position < len(wanted):
+                    raise ManifestError(f"{self.name} has changed since it was opened; {STARTS_OVER}")
+
+    def _row(self, number: int, record: bytes) -> ListRow | BadRow:
+        try:
+            return self._parser.parse(record)
+        except BadRecordError as error:
+            return BadRow(number, str(error))
+
+    def _blocks(self, offset: int, rows_before: int = 0) -> Iterator[Block]:
+        try:
+            with self._file.opened_at(offset) as content:
+                yield from self._parser.splitter.blocks(content, offset)
+        except RecordTooLongError as error:
+            reason = "; a quote in it may never be closed" if self.input_format is InputFormat.CSV else ""
+            raise ManifestError(
+                f"{self.name}: the record after record {rows_before + error.record:,} is longer than "
+                f"{MAX_LINE_BYTES:,} bytes{reason}; correct it, or leave that file out"
+            ) from error
+
+
+class UrlParser:
+    """Lines that are URLs."""
+
+    def __init__(self, file: TextFile) -> None:
+        self.splitter = RecordSplitter()
+        self.columns = (_URL_COLUMN,)
+        self.start_offset = file.start_offset
+
+    def parse(self, record: bytes) -> ListRow:
+        """The URL."""
+        return {_URL_COLUMN: _decode(record, _URL_COLUMN)}
+
+    def select(self, block: Block, conditions: Sequence[Condition]) -> Bools:
+        """Which URLs meet all conditions."""
+        return _select(block, conditions, self)
+
+
+class JsonParser:
+    """Lines that are JSON objects, or URLs as JSON texts.
+
+    Args:
+        file: The file.
+        columns: The keys of the objects, as far as they are known.
+    """
+
+    def __init__(self, file: TextFile) -> None:
+        self.splitter = RecordSplitter()
+        self.start_offset = file.start_offset
+        with file.opened_at(self.start_offset) as content:
+            lines = islice((record for block in self.splitter.blocks(content) for record in block.records()), 1000)
+            self.columns = keys_of(filter(None, map(self._try, islice(lines, SNIFFED_ROWS))))
+
+    def parse(self, record: bytes) -> ListRow:
+        """The object."""
+        if record.lstrip().startswith(b'"'):
+            return as_row(_parse_text(record))
+        return parse_json_line(record)
+
+    def select(self, block: Block, conditions: Sequence[Condition]) -> Bools:
+        """Which objects meet all conditions."""
+        return _select(block, conditions, self)
+
+    def _try(self, record: bytes) -> ListRow | None:
+        try:
+            return self.parse(record)
+        except BadRecordError:
+            return None
+
+
+class FieldParser:
+    """Records of fields.
+
+    Args:
+        file: The file.
+        delimiter: What separates fields.
+        is_quoted: Whether fields may be quoted.
+        header: The names of the columns; None takes them from the first record.
+
+    Raises:
+        ManifestError: The first record can't be a header.
+    """
+
+    def __init__(self, file: TextFile, delimiter: bytes, *, is_quoted: bool, header: Sequence[str] | None) -> None:
+        self.splitter = RecordSplitter(delimiter if is_quoted else b"")
+        self.start_offset = file.start_offset
+        self._delimiter = delimiter
+        self._is_quoted = is_quoted
+        if header is None:
+            fields = FieldSplitter(delimiter, is_quoted=is_quoted, max_fields=_MAX_COLUMNS)
+            with file.opened_at(self.start_offset) as content:
+                first, self.start_offset = _first_record(self.splitter.blocks(content, self.start_offset))
+            try:
+                header = [_decode(field, "the header").strip() for field in fields.split(first)]
+            except BadRecordError as error:
+                raise ManifestError(f"{file.path}: its first line is {error}; write it as UTF-8") from error
+        if len(header) > _MAX_COLUMNS:
+            raise ManifestError(f"{file.path} has more than {_MAX_COLUMNS:,} columns; leave some out")
+        self.columns = tuple(header)
+        self._fields = FieldSplitter(delimiter, is_quoted=is_quoted, max_fields=len(header))
+
+    def parse(self, record: bytes) -> ListRow:
+        """The fields by column; an empty field has no value."""
+        fields = self._fields.split(record)
+        if len(fields) != len(self.columns):
+            count = f"more than {len(self.columns):,}" if len(fields) > len(self.columns) else f"{len(fields):,}"
+            raise BadRecordError(f"it has {count} fields where the header has {len(self.columns):,}")
+        return {
+            name: _decode(field, f"column {name}") if field else None
+            for name, field in zip(self.columns, fields, strict=True)
+        }
+
+    def select(self, block: Block, conditions: Sequence[Condition]) -> Bools:
+        """Which records meet all conditions: by Arrow's parser, where it finds the same records."""
+        names = [f"{number}" for number in range(len(self.columns))]
+        needed = {one.column: names[self.columns.index(one.column)] for one in conditions}
+        try:
+            table = self._parse_block(block, names, list(needed.values()))
+        except pa.ArrowException:
+            return _select(block, conditions, self)
+        if table.num_rows != block.count():
+            return _select(block, conditions, self)
+        selected = np.ones(table.num_rows, np.bool_)
+        for condition in conditions:
+            values = table.column(needed[condition.column]).combine_chunks()
+            selected &= condition.select(values) & _have_value(values)
+        return selected
+
+    def _parse_block(self, block: Block, names: list[str], needed: list[str]) -> Any:
+        from pyarrow import csv  # noqa: PLC0415 - few jobs have a filter on such files
+
+        return csv.read_csv(
+            io.BytesIO(block.content),
+            read_options=csv.ReadOptions(use_threads=False, block_size=len(block.content) + 1, column_names=names),
+            parse_options=csv.ParseOptions(
+                delimiter=self._delimiter.decode(),
+                quote_char='"' if self._is_quoted else False,
+                newlines_in_values=self._is_quoted,
+            ),
+            convert_options=csv.ConvertOptions(
+                include_columns=needed,
+                column_types=dict.fromkeys(needed, pa.binary()),
+                check_utf8=False,
+                null_values=[],
+                strings_can_be_null=False,
+            ),
+        )
+
+
+def _first_record(blocks: Iterable[Block]) -> tuple[bytes, int]:
+    """The first record that is not empty, and the offset behind it; an empty one if there is none."""
+    offset = 0
+    for block in blocks:
+        for start, stop in pairwise([0, *block.ends.tolist()]):
+            offset = block.offset + stop
+            if record := block.content[start:stop].rstrip(b"\r\n"):
+                return record, offset
+    return b"", offset
+
+
+def path_time_ns(path: Path) -> int:
+    """When a file was last changed: a fingerprint of its edges would miss a change in its middle."""
+    return path.stat().st_mtime_ns
+
+
+def keys_of(rows: Iterable[ListRow]) -> tuple[str, ...]:
+    """The keys of objects, each once, in the order in which they are met."""
+    return tuple(dict.fromkeys(key for row in rows for key in row))
+
+
+def as_row(value: object) -> ListRow:
+    """A JSON value as a row: an object, or a URL.
+
+    Raises:
+        BadRecordError: It is neither.
+    """
+    if isinstance(value, dict):
+        return value
+    if isinstance(value, str):
+        return {_URL_COLUMN: value}
+    raise BadRecordError("neither a JSON object nor a URL")
+
+
+def _parse_text(record: bytes) -> object:
+    try:
+        value: object = json.loads(record)
+    except ValueError as error:
+        raise BadRecordError(f"not JSON ({error})") from error
+    return value
+
+
+def _select(block: Block, conditions: Sequence[Condition], parser: RecordParser) -> Bools:
+    return np.fromiter((_meets_all(record, conditions, parser) for record in block.records()), np.bool_)
+
+
+def _meets_all(record: bytes, conditions: Sequence[Condition], parser: RecordParser) -> bool:
+    try:
+        row = parser.parse(record)
+    except BadRecordError:
+        return False
+    return all(one.passes(row.get(one.column)) for one in conditions)
+
+
+def _have_value(values: Any) -> Bools:
+    import pyarrow.compute as pc  # noqa: PLC0415 - few jobs have a filter on such files
+
+    return np.asarray(pc.greater(pc.binary_length(values), 0).to_numpy(zero_copy_only=False))
+
+
+def _decode(text: bytes, what: str) -> str:
+    try:
+        return text.decode()
+    except UnicodeDecodeError as error:
+        raise BadRecordError(f"{what} is not UTF-8 at byte {error.start:,} of its text") from error
+
+
+def _skip(content: IO[bytes], size_bytes: int) -> None:
+    while size_bytes > 0:
+        skipped = len(content.read(min(size_bytes, _SKIP_BYTES)))
+        if not skipped:
+            return
+        size_bytes -= skipped
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (RecordTooLongError, ManifestError, BadRecordError):
+        raise
+    except READ_ERRORS as error:
+        raise unreadable(path, error) from error

@@ -71,14 +71,15 @@ def _root_of(out: Path | str, dataset: Dataset) -> Path | str | None:
     return Path(*out.parts[: -len(path)]) if out.parts[-len(path) :] == path else None
 
 
+def _places(job: Job, dataset: Dataset) -> list[tuple[str, str]]:
+    """What a job reads, each with how a remark names it."""
+    return [("an input", place) for place in inputs_of(job)] if dataset.takes_inputs else [("--source", job.source)]
+
+
 def _remarks(job: Job, dataset: Dataset, *, has_root: bool) -> Iterator[str]:
     """What is unknown of a job, or can't be given by an option."""
     given = [one for one in settings_in(job) if not one.is_default]
-    if dataset.takes_inputs:
-        own = [("an input", place) for place in inputs_of(job)]
-    else:
-        own = [("--source", job.source)]
-    locations = [*own, *((one.option.flag, str(one.value)) for one in given if one.is_location)]
+    locations = [*_places(job, dataset), *((one.option.flag, str(one.value)) for one in given if one.is_location)]
     for flag, location in locations:
         if location == HIDDEN_URL:
             yield f"{flag} was a URL with credentials, and is not stored; give it again"

@@ -150,7 +150,8 @@ def find_local(place: str, dataset: Dataset) -> list[Path]:
             return [path]
         if not _is_pattern(place):
             raise ManifestError(f"there is no file or folder {place}; check its spelling")
-        matches = sorted(Path(match) for match in glob.glob(place, recursive=True))
+        # Path.glob takes no absolute patterns.
+        matches = sorted(Path(match) for match in glob.glob(place, recursive=True))  # noqa: PTH207
         files = [match for match in matches if match.is_file()]
     except OSError as error:
         raise unreadable(place, error) from error
@@ -164,8 +165,8 @@ def _files_in(folder: Path, dataset: Dataset) -> list[Path]:
     chosen = list(dataset.select_published(names))
     if not chosen:
         raise ManifestError(
-            f"the folder {folder} has no files of a list (.parquet, .csv, .tsv, .txt, .json, .jsonl, compressed or not); "
-            f"give the files, or a pattern such as '{folder}/**/*.parquet'"
+            f"the folder {folder} has no files of a list (.parquet, .csv, .tsv, .txt, .json, .jsonl, compressed or "
+            f"not); give the files, or a pattern such as '{folder}/**/*.parquet'"
         )
     if left_out := len(names) - len(chosen):
         _log.info("%s: %s left out, by the names", folder, counted(left_out, "other file"))

@@ -130,7 +130,8 @@ class ListManifest(Manifest):
             for one in dict.fromkeys(self._columns)
         ]
         return {
-            **self._identity,
+            "where": list(self._rules.where),
+            "output_format": self._rules.output_format,
             "columns": chosen,
             "input_formats": sorted({table.input_format.value for table in self._tables}),
         }
@@ -229,8 +230,8 @@ class ListManifest(Manifest):
             count = -(-found.selected // self._rules.shard_size)
             if len(parts) + count > _MAX_SHARDS:
                 raise ManifestError(
-                    f"with --shard-size {self._rules.shard_size} there would be more than {_MAX_SHARDS:,} shards; give a "
-                    "larger one, or fewer files"
+                    f"with --shard-size {self._rules.shard_size} there would be more than {_MAX_SHARDS:,} shards; "
+                    "give a larger one, or fewer files"
                 )
             bounds = [*range(0, found.selected, self._rules.shard_size), found.selected]
             parts += [_Part(number, start, stop) for start, stop in pairwise(bounds)]

@@ -310,7 +310,9 @@ class Feed:
         opened = OpenShard(shard, spool, size, samples.published_before, left, samples.notes, samples.row_numbers)
         self.open_shards.add(opened)
         if opened.samples_left:
-            self._reading = opened, islice(iter(samples), size)
+            ended = spool.recovered.samples
+            first = next(position for position in range(size) if position not in ended)
+            self._reading = opened, islice(samples.starting_at(first), size - first)
         else:
             self._read_ahead.append(NextSample(opened, None))
 

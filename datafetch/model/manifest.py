@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
+from itertools import islice
 from pathlib import Path
 from typing import Protocol
 
@@ -67,6 +68,10 @@ class Samples(Protocol):
     def __len__(self) -> int: ...
 
     def __iter__(self) -> Iterator[Sample]: ...
+
+    def starting_at(self, position: int) -> Iterator[Sample]:
+        """The samples from a position on. By default those before it are read and skipped."""
+        return islice(iter(self), position, None)
 
     @property
     def notes(self) -> Mapping[str, int]:

@@ -167,20 +167,21 @@ class ListManifest(Manifest):
         first_key = number * 10**self._position_digits
         return _ListSamples(self, part, first_key, self._shard_digits + self._position_digits)
 
-    def read(self, part: _Part, first_key: int, key_digits: int) -> Iterator[Sample]:
+    def read(self, part: _Part, first_key: int, key_digits: int, first: int) -> Iterator[Sample]:
         """Read the samples of a part of a file.
 
         Args:
             part: The part.
-            first_key: The key of the first sample, as a number.
+            first_key: The key of its first sample, as a number.
             key_digits: The number of digits of keys.
+            first: The position of the first sample to read.
         """
         table, columns = self._tables[part.table], self._columns[part.table]
         scan = self._scan(part.table)
         rows_before = sum(found.rows for found in self._found[: part.table])
-        numbers = scan.numbers(part.start, part.stop)
+        numbers = scan.numbers(part.start + first, part.stop)
         rows = table.rows(scan, numbers, columns.needed)
-        for position, (number, row) in enumerate(zip(numbers.tolist(), rows, strict=True)):
+        for position, (number, row) in enumerate(zip(numbers.tolist(), rows, strict=True), first):
             key = f"{first_key + position:0{key_digits}d}"
             if isinstance(row, BadRow):
                 yield Sample(position, key, (), {BAD_LINE: f"{table.name}, row {row.number:,}: {row.reason}"})
@@ -307,4 +308,8 @@ class _ListSamples(Samples):
         return self._part.stop - self._part.start
 
     def __iter__(self) -> Iterator[Sample]:
-        return self._manifest.read(self._part, self._first_key, self._key_digits)
+        return self.starting_at(0)
+
+    def starting_at(self, position: int) -> Iterator[Sample]:
+        """The samples from a position on; what the file has before them is not read."""
+        return self._manifest.read(self._part, self._first_key, self._key_digits, position)

@@ -22,7 +22,7 @@ from datafetch.datasets.lists.row_bits import Bools
 from datafetch.datasets.readers import ParquetFile
 from datafetch.errors import ConfigurationError, ManifestError
 
-_CONDITION = re.compile(r"\s*(.+?)\s*(!=|<=|>=|==|=|<|>)\s*(.*?)\s*", re.DOTALL)
+_CONDITION = re.compile(r"\s*([^=!<>]+?)\s*(!=|<=|>=|==|=|<|>)\s*(.*?)\s*", re.DOTALL)
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 _INTEGER = re.compile(r"[+-]?\d{1,19}", re.ASCII)
 _QUOTES = ("'", '"')

@@ -31,9 +31,9 @@ from datafetch.datasets.lists.list_dataset import ListFormat, ListOptions
 from datafetch.datasets.lists.table import InputFormat
 from datafetch.engine.list_inputs import find_local
 from datafetch.errors import DatafetchError, ManifestError
+from datafetch.model.kinds import Payload
 from datafetch.model.manifest import Manifest
 from datafetch.model.outcome import Encoded, Failure, FailureKind
-from datafetch.model.kinds import Payload
 from datafetch.model.sample import BAD_LINE, HASHES, REFUSED, Record, Sample
 
 if sys.version_info >= (3, 14):
@@ -132,7 +132,7 @@ def samples_of(manifest: Manifest) -> list[Sample]:
 @pytest.mark.parametrize("compression", COMPRESSIONS)
 @pytest.mark.parametrize("kind", CONTENTS)
 def test_all_kinds_of_input_give_the_same_samples(tmp_path: Path, kind: str, compression: str) -> None:
-    """Whatever the format, the line ends and the compression: told by the content alone, under a name that says nothing.
+    """Whatever the format, line ends and compression: told by the content alone, under a name that says nothing.
 
     A row without a URL is a sample whose image fails, and so is one with a URL that can't be requested.
     """
@@ -204,7 +204,7 @@ def test_files_with_tabs_may_have_no_quotes(tmp_path: Path) -> None:
 
 
 def test_rows_that_cant_be_read_are_counted(tmp_path: Path) -> None:
-    """One row of wrong fields, bytes or JSON stops nothing: it is a sample without URLs that says where it is and why."""
+    """A row of wrong fields, bytes or JSON stops nothing: it is a sample without URLs that says where it is and why."""
     contents = {
         "csv": b"url,caption\nhttp://a.example/1,x\nhttp://a.example/2\nhttp://a.example/3,y,z\nhttp://\xff,w\n",
         "jsonl": b'{"url": "http://a.example/1"}\nnot json\n[1]\n{"url": "http://\xff"}\n',
@@ -405,7 +405,7 @@ def test_several_files_may_have_different_columns(tmp_path: Path) -> None:
 
 
 def test_kept_values_are_json(tmp_path: Path) -> None:
-    """Times and decimals become text, bytes base64 and NaN null, whatever the type; an output's columns get its type."""
+    """Times and decimals become text, bytes base64 and NaN null; an output's columns get the type that is known."""
     columns: dict[str, Any] = {
         "url": pa.array(["http://a.example/1"]),
         "time": pa.array([1_600_000_000_123_456_789], pa.timestamp("ns", "UTC")),
@@ -482,7 +482,7 @@ def test_folders_and_patterns_are_read_in_the_order_of_names(tmp_path: Path, cap
     assert [path.name for path in find_local(f"{tmp_path}/**/*.txt", dataset)] == ["c.txt"]
     with pytest.raises(ManifestError, match=r"no file matches .*\*\.tsv; check the pattern"):
         find_local(f"{tmp_path}/*.tsv", dataset)
-    with pytest.raises(ManifestError, match="there is no file or folder .*/none; check its spelling"):
+    with pytest.raises(ManifestError, match=r"there is no file or folder .*/none; check its spelling"):
         find_local(f"{tmp_path}/none", dataset)
     (tmp_path / "empty").mkdir()
     with pytest.raises(ManifestError, match="has no files of a list"):
@@ -502,7 +502,7 @@ def test_a_file_that_changes_while_it_is_read_is_refused(tmp_path: Path) -> None
 def test_a_compressed_file_can_t_have_any_number_of_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Kilobytes that expand to endless rows are refused; memory holds one bit a row."""
     monkeypatch.setattr(text_table, "_MIN_ROW_LIMIT", 50_000)
-    with pytest.raises(ManifestError, match="has more than 50,000 rows in [0-9,]+ bytes"):
+    with pytest.raises(ManifestError, match=r"has more than 50,000 rows in [0-9,]+ bytes"):
         bound(tmp_path, gzip.compress(b"http://a.example/\n" * 60_000)).shards()
 
 

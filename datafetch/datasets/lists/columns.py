@@ -133,6 +133,8 @@ def _find_url(table: Table) -> str:
     Raises:
         ManifestError: There is none, or several might be it.
     """
+    if table.input_format is InputFormat.TXT:
+        return table.columns[0].name
     possible = [column for column in table.columns if column.may_be_text or column.may_be_lists]
     if table.input_format is InputFormat.PARQUET and (certain := _by_name(possible, _CERTAIN_URL_NAMES)):
         return certain[0].name  # its type says that it has texts, and reading some may mean to request megabytes

@@ -53,9 +53,9 @@ URLS = [row["url"] or "" for row in ROWS]
 
 
 def as_parquet(rows: Sequence[Mapping[str, Any]]) -> bytes:
-    """Rows as parquet, in row groups of two."""
+    """Rows as parquet, in row groups of two, not compressed."""
     buffer = BytesIO()
-    pq.write_table(pa.Table.from_pylist(list(rows)), buffer, row_group_size=2)
+    pq.write_table(pa.Table.from_pylist(list(rows)), buffer, row_group_size=2, compression="none")
     return buffer.getvalue()
 
 
@@ -411,7 +411,6 @@ def test_kept_values_are_json(tmp_path: Path) -> None:
         "time": pa.array([1_600_000_000_123_456_789], pa.timestamp("ns", "UTC")),
         "day": pa.array([date(2020, 1, 2)]),
         "later": pa.array([datetime(2020, 1, 2, tzinfo=UTC)]),
-        "far": pa.array([2**60], pa.timestamp("s")),
         "price": pa.array([Decimal("1.50")]),
         "raw": pa.array([b"\xff\0"]),
         "nan": pa.array([math.nan], pa.float32()),
@@ -428,7 +427,6 @@ def test_kept_values_are_json(tmp_path: Path) -> None:
         "time": "2020-09-13 12:26:40.123456789Z",
         "day": "2020-01-02",
         "later": "2020-01-02 00:00:00.000000Z",
-        "far": row["columns"]["far"],  # type: ignore[index]  # beyond the years that have a name
         "price": "1.50",
         "raw": "/wA=",
         "nan": None,
@@ -439,7 +437,7 @@ def test_kept_values_are_json(tmp_path: Path) -> None:
         "no": None,
     }
     assert row["types"] == {
-        **dict.fromkeys(("time", "day", "later", "far", "price", "raw", "word"), "string"),
+        **dict.fromkeys(("time", "day", "later", "price", "raw", "word"), "string"),
         "nan": "float",
         "tags": "list<string>",
         "box": "json",

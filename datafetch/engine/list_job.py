@@ -28,6 +28,6 @@ def ListJob(  # noqa: N802 - it makes a job as a class would
     """
     places = [inputs] if isinstance(inputs, str) else list(inputs)
     if not places or "" in places:
-        raise ConfigurationError("a list needs an input: a file, a folder, a pattern or a URL")
+        raise ConfigurationError("a list needs an input; give a file, a folder, a pattern or a URL")
     own = replace(options or ListOptions(), more_inputs=tuple(places[1:]))
     return Job(LIST.name, places[0], out, options=own, **fields)

@@ -98,8 +98,8 @@ def choose_columns(table: Table, wanted: WantedColumns, conditions: Sequence[Con
     """
     named = (wanted.url, wanted.caption, wanted.id, wanted.sha256, wanted.md5, *columns_of(conditions))
     is_all = ALL in wanted.keep
-    if is_all and table.repeated:
-        raise ManifestError(f"{_twice(table, sorted(table.repeated))}, or name those to keep")
+    if is_all:
+        _refuse_repeated(table, sorted(table.repeated))
     _refuse_missing(table, [*named, *(() if is_all else wanted.keep)])
     table.check(conditions)
     url = wanted.url or _find_url(table)
@@ -113,8 +113,7 @@ def choose_columns(table: Table, wanted: WantedColumns, conditions: Sequence[Con
 def _refuse_missing(table: Table, named: Sequence[str | None]) -> None:
     names = {column.name for column in table.columns}
     missing = [name for name in dict.fromkeys(named) if name is not None and name not in names]
-    if twice := [name for name in missing if name in table.repeated]:
-        raise ManifestError(_twice(table, twice))
+    _refuse_repeated(table, missing)
     if missing:
         raise ManifestError(
             f"{table.name} has no column {', '.join(map(to_printable, missing))}; it has {_shown(table)}; name another "
@@ -122,9 +121,15 @@ def _refuse_missing(table: Table, named: Sequence[str | None]) -> None:
         )
 
 
-def _twice(table: Table, names: Sequence[str]) -> str:
-    shown = ", ".join(to_printable(name) for name in names)
-    return f"{table.name} has several columns named {shown}; leave one of each"
+def _refuse_repeated(table: Table, names: Sequence[str]) -> None:
+    """Check that no column is meant that is there twice.
+
+    Raises:
+        ManifestError: One is.
+    """
+    if twice := [name for name in dict.fromkeys(names) if name in table.repeated]:
+        shown = ", ".join(map(to_printable, twice))
+        raise ManifestError(f"{table.name} has several columns named {shown}; leave one of each, or name others")
 
 
 def _find_url(table: Table) -> str:

@@ -42,7 +42,6 @@ _ARROW_FUNCTIONS = {
     ">": "greater",
     ">=": "greater_equal",
 }
-_FORM = "--where takes 'COLUMN OP VALUE' with one of = != < <= > >=, such as 'width >= 256' or 'lang = ja'"
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +67,10 @@ class Condition:
         """
         match = _CONDITION.fullmatch(text)
         if match is None or not match[3]:
-            raise ConfigurationError(f"{_FORM}, not {text!r}")
+            raise ConfigurationError(
+                "--where takes 'COLUMN OP VALUE' with one of = != < <= > >=, such as 'width >= 256' or 'lang = ja', "
+                f"not {text!r}"
+            )
         column, comparison, value = match.groups()
         comparison = "=" if comparison == "==" else comparison
         if value[0] in _QUOTES and value[-1] == value[0] and len(value) > 1:
@@ -115,7 +117,7 @@ class Condition:
         what = "numbers" if is_number else f"values of the type {found}"
         raise ManifestError(
             f"{name}: column {self.column} has {what}, which --where can't compare with "
-            f"{self.value if not wants_text else repr(self.value)}"
+            f"{self.value if not wants_text else repr(self.value)}; give another condition"
         )
 
     def may_pass(self, found: Any, least: bytes | None, greatest: bytes | None) -> bool:

@@ -240,7 +240,8 @@ class ListManifest(Manifest):
             rows = sum(found.rows for found in self._found)
             reason = f"none of its {rows:,} rows meets the conditions of --where" if rows else "it has no rows"
             raise ManifestError(
-                f"there is nothing to fetch from {self._tables[0].name}{self._more()}: {reason}; give another list or condition"
+                f"there is nothing to fetch from {self._tables[0].name}{self._more()}: {reason}; give another list "
+                "or condition"
             )
         return parts
 

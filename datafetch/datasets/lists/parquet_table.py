@@ -66,6 +66,8 @@ class ParquetTable:
             scan.rows, scan.is_complete = self._file.rows, True
             return scan
         scan = keeper.begin()
+        if scan.is_complete:
+            return scan
         assert scan.bits is not None, "there are conditions"
         bounds = [0, *accumulate(self._file.group_rows)]
         groups = [group for group in possible_groups(self._file, conditions) if group >= scan.position]

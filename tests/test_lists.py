@@ -280,9 +280,9 @@ def test_a_pickle_row_has_one_image(tmp_path: Path) -> None:
 def test_pickle_rows_are_those_of_coyo(tmp_path: Path) -> None:
     """With the kept columns behind, of which none replaces another; without a caption the text is empty."""
     rows = [{"url": "http://a.example/1", "text": "x", "similarity": 0.5, "image": "mine", "id": "seven", "n": 1}]
-    options = {"format": ListFormat.PICKLE, "keep_col": ("all",), "id_col": "id"}
+    options: dict[str, Any] = {"format": ListFormat.PICKLE, "keep_col": ("all",), "id_col": "id"}
     sample = samples_of(bound(tmp_path, as_parquet(rows), **options))[0]
-    dataset = find_dataset("list", ListOptions(**options))  # type: ignore[arg-type]
+    dataset = find_dataset("list", ListOptions(**options))
     row = dataset.to_row(Record(sample, (Encoded(b"jpeg", 1, 1, "JPEG"),)), Payload.BYTES)
     assert row == {
         "id": "seven",
@@ -314,7 +314,8 @@ def test_columns_are_found_by_name_and_content(
     caplog.set_level(logging.INFO)
     values = {name: "http://a.example/1" if name == url else "a text" for name in names}
     manifest = bound(tmp_path, as_csv([values]))
-    (chosen,) = manifest.identity_fields()["columns"]  # type: ignore[misc]
+    found: Any = manifest.identity_fields()["columns"]
+    (chosen,) = found
     assert (chosen["url"], chosen["caption"]) == (url, caption)
     captions = "no captions" if caption is None else f"captions from {caption}"
     assert f"list (csv): URLs from column {url}, {captions}" in caplog.text
@@ -449,18 +450,18 @@ def test_kept_values_are_json(tmp_path: Path) -> None:
 def test_hash_columns_say_which_bodies_images_have_to_be(tmp_path: Path) -> None:
     """As text in any case or as bytes, for each image of a list; what is no hash makes the row a bad one."""
     sha256, md5 = "AB" * 32, "cd" * 16
-    rows = [
+    rows: list[dict[str, Any]] = [
         {"url": "http://a.example/1", "sha256": sha256, "md5": md5},
         {"url": "http://a.example/2", "sha256": None, "md5": None},
         {"url": "http://a.example/3", "sha256": "abc", "md5": None},
     ]
-    options = {"sha256_col": "sha256", "md5_col": "md5"}
+    options: dict[str, Any] = {"sha256_col": "sha256", "md5_col": "md5"}
     for content in (as_parquet(rows), as_csv(rows), as_jsonl(rows)):
         samples = samples_of(bound(tmp_path, content, **options))
         assert samples[0].row[HASHES] == [{"sha256": sha256.lower(), "md5": md5}]
         assert samples[1].row[HASHES] == [None]
         assert "column sha256 has no sha256 of 64 hexadecimal digits" in str(samples[2].row[BAD_LINE])
-    several = [{"url": ["http://a.example/1", "http://a.example/2"], "sha256": [bytes(32), None]}]
+    several: list[dict[str, Any]] = [{"url": ["http://a.example/1", "http://a.example/2"], "sha256": [bytes(32), None]}]
     several.append({"url": ["http://a.example/1", "http://a.example/2"], "sha256": [bytes(32)]})
     samples = samples_of(bound(tmp_path, as_parquet(several), sha256_col="sha256"))
     assert samples[0].row[HASHES] == [{"sha256": "00" * 32}, None]

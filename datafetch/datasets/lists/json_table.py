@@ -6,7 +6,7 @@ A scan reads a file once, and notes where every thousandth record begins, so tha
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from itertools import islice
 from typing import IO
@@ -43,8 +43,8 @@ class JsonTable:
         self.size_bytes, self.fingerprint = file.size_bytes, file.fingerprint
         self.scan_criteria = f"{path_time_ns(file.path)}"
         self.repeated: frozenset[str] = frozenset()
-        self.types: dict[str, str] = {}
-        self.columns = [Column(name) for name in keys_of(self.first_rows(()))]
+        self.types: Mapping[str, str] = {}
+        self.columns: Sequence[Column] = [Column(name) for name in keys_of(self.first_rows(()))]
 
     def first_rows(self, columns: Sequence[str]) -> list[ListRow]:
         """The first rows that can be read, at most ``SNIFFED_ROWS``."""

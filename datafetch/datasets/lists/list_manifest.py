@@ -226,7 +226,7 @@ class ListManifest(Manifest):
 
     @cached_property
     def _parts(self) -> list[_Part]:
-        parts = []
+        parts: list[_Part] = []
         for number, found in enumerate(self._found):
             count = -(-found.selected // self._rules.shard_size)
             if len(parts) + count > _MAX_SHARDS:

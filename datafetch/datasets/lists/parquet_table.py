@@ -6,7 +6,7 @@ and then of those that have such a row, when its samples are fetched, the column
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import accumulate
 from pathlib import Path
 
@@ -45,8 +45,8 @@ class ParquetTable:
         self.size_bytes, self.fingerprint = self._file.size_bytes, self._file.fingerprint
         self.scan_criteria = ""
         self.repeated = frozenset(self._file.repeated)
-        self.types = {name: _kept_type(found) for name, found in self._file.types.items()}
-        self.columns = [_column(name, found) for name, found in self._file.types.items() if name not in self.repeated]
+        self.types: Mapping[str, str] = {name: _kept_type(found) for name, found in self._file.types.items()}
+        self.columns: Sequence[Column] = [_column(name, found) for name, found in self._file.types.items() if name not in self.repeated]
 
     def first_rows(self, columns: Sequence[str]) -> list[ListRow]:
         """The first rows."""

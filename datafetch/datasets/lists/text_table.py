@@ -13,7 +13,7 @@ import json
 import os
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from itertools import islice, pairwise
 from pathlib import Path
@@ -149,8 +149,8 @@ class TextTable:
             f"{parser.columns} {parser.start_offset} {parser.splitter.delimiter!r} {path_time_ns(file.path)}"
         )
         self.repeated = frozenset(name for name, count in counts.items() if count > 1)
-        self.columns = [Column(name) for name in counts if name not in self.repeated]
-        self.types: dict[str, str] = {}
+        self.columns: Sequence[Column] = [Column(name) for name in counts if name not in self.repeated]
+        self.types: Mapping[str, str] = {}
 
     def first_rows(self, columns: Sequence[str]) -> list[ListRow]:
         """The first rows that can be read, at most ``SNIFFED_ROWS``."""
@@ -232,7 +232,7 @@ class TextTable:
         except BadRecordError as error:
             return BadRow(number, str(error))
 
-    def _blocks(self, offset: int, rows_before: int = 0) -> Iterator[Block]:
+    def _blocks(self, offset: int, rows_before: int = 0) -> Generator[Block]:
         try:
             with self._file.opened_at(offset) as content:
                 yield from self._parser.splitter.blocks(content, offset)
@@ -249,7 +249,7 @@ class UrlParser:
 
     def __init__(self, file: TextFile) -> None:
         self.splitter = RecordSplitter()
-        self.columns = (_URL_COLUMN,)
+        self.columns: Sequence[str] = (_URL_COLUMN,)
         self.start_offset = file.start_offset
 
     def parse(self, record: bytes) -> ListRow:
@@ -274,7 +274,7 @@ class JsonParser:
         self.start_offset = file.start_offset
         with file.opened_at(self.start_offset) as content:
             lines = islice((record for block in self.splitter.blocks(content) for record in block.records()), 1000)
-            self.columns = keys_of(filter(None, map(self._try, islice(lines, SNIFFED_ROWS))))
+            self.columns: Sequence[str] = keys_of(filter(None, map(self._try, islice(lines, SNIFFED_ROWS))))
 
     def parse(self, record: bytes) -> ListRow:
         """The object."""
@@ -321,7 +321,7 @@ class FieldParser:
                 raise ManifestError(f"{file.path}: its first line is {error}; write it as UTF-8") from error
         if len(header) > _MAX_COLUMNS:
             raise ManifestError(f"{file.path} has more than {_MAX_COLUMNS:,} columns; leave some out")
-        self.columns = tuple(header)
+        self.columns: Sequence[str] = tuple(header)
         self._fields = FieldSplitter(delimiter, is_quoted=is_quoted, max_fields=len(header))
 
     def parse(self, record: bytes) -> ListRow:

@@ -128,18 +128,21 @@ class Condition:
             least: A lower bound of its values, as parquet stores it; None if it is not known.
             greatest: An upper bound.
         """
-        low, high = _bound(found, least), _bound(found, greatest)
-        value = self.value.encode() if isinstance(self.value, str) else self.value
+        low: Any = _bound(found, least)
+        high: Any = _bound(found, greatest)
+        value: Any = self.value.encode() if isinstance(self.value, str) else self.value
         if low is None or high is None or isinstance(low, bytes) != isinstance(value, bytes):
             return True
-        return {
-            "=": lambda: low <= value <= high,
-            "!=": lambda: not low == value == high or isinstance(low, bytes),
-            "<": lambda: low < value,
-            "<=": lambda: low <= value,
-            ">": lambda: high > value,
-            ">=": lambda: high >= value,
-        }[self.comparison]()
+        return bool(
+            {
+                "=": lambda: low <= value <= high,
+                "!=": lambda: not low == value == high or isinstance(low, bytes),
+                "<": lambda: low < value,
+                "<=": lambda: low <= value,
+                ">": lambda: high > value,
+                ">=": lambda: high >= value,
+            }[self.comparison]()
+        )
 
 
 def parse_conditions(texts: Sequence[str]) -> tuple[Condition, ...]:
@@ -199,11 +202,11 @@ def _comparable(values: Any, target: float | str) -> tuple[Any, Any]:
 
 def _is_text(found: Any) -> bool:
     kinds = (pa.types.is_string, pa.types.is_large_string, pa.types.is_binary, pa.types.is_large_binary)
-    return any(is_kind(found) for is_kind in kinds)
+    return any(bool(is_kind(found)) for is_kind in kinds)
 
 
 def _has_text_form(found: Any) -> bool:
-    return pa.types.is_boolean(found) or pa.types.is_date(found) or pa.types.is_timestamp(found)
+    return bool(pa.types.is_boolean(found) or pa.types.is_date(found) or pa.types.is_timestamp(found))
 
 
 _BOUND_FORMS: Mapping[Any, str] = {

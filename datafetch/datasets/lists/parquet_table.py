@@ -46,7 +46,9 @@ class ParquetTable:
         self.scan_criteria = ""
         self.repeated = frozenset(self._file.repeated)
         self.types: Mapping[str, str] = {name: _kept_type(found) for name, found in self._file.types.items()}
-        self.columns: Sequence[Column] = [_column(name, found) for name, found in self._file.types.items() if name not in self.repeated]
+        self.columns: Sequence[Column] = [
+            _column(name, found) for name, found in self._file.types.items() if name not in self.repeated
+        ]
 
     def first_rows(self, columns: Sequence[str]) -> list[ListRow]:
         """The first rows."""

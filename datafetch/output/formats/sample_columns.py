@@ -64,6 +64,9 @@ def _status_of_failure(kind: FailureKind) -> Status:
             FailureKind.NOT_AN_IMAGE
             | FailureKind.TRUNCATED
             | FailureKind.TOO_MANY_PIXELS
+            | FailureKind.TOO_SMALL
+            | FailureKind.AREA_TOO_LARGE
+            | FailureKind.ASPECT_RATIO_TOO_LARGE
             | FailureKind.CORRUPT
             | FailureKind.PLACEHOLDER
             | FailureKind.WORKER_CRASHED
@@ -87,6 +90,7 @@ def _status_of_failure(kind: FailureKind) -> Status:
             | FailureKind.NOT_REQUESTED
             | FailureKind.MISSING_MEMBER
             | FailureKind.BAD_MEMBER
+            | FailureKind.HASH_MISMATCH
         ):
             return Status.FAILED_TO_DOWNLOAD
 

@@ -95,6 +95,36 @@ class Datafetch(Contestant):
 
 
 @dataclass(frozen=True, slots=True)
+class DatafetchGet(Contestant):
+    """``datafetch get``, into tar files of WebDataset or into parquet files.
+
+    It checks each body that it keeps as received, at the header and the end.
+
+    Attributes:
+        name: Its name in the record.
+        format: The format of the output.
+    """
+
+    name: str = "datafetch get"
+    format: str = "webdataset"
+
+    def command(self, work: Work, out: Path) -> list[str]:
+        """Make the command line."""
+        kept = ("received", "--check", "header") if work.way is Way.RECEIVED else ("original",)
+        return [
+            *(sys.executable, "-m", "datafetch", "get", str(work.url_folder), "--out", str(out)),
+            *("--format", self.format, "--shard-size", str(work.urls_per_shard), "--encode", *kept),
+            *("--processes", str(work.processes), "--timeout", str(work.timeout_s), "--retries", str(work.retries)),
+            *("--per-host", "1024", "--allow-net", "127.0.0.0/8", "--json"),
+        ]
+
+    def outcomes(self, stdout: bytes, out: Path) -> Mapping[str, int]:  # noqa: ARG002 - of others
+        """Count the images by outcome."""
+        images = orjson.loads(stdout)["images"]
+        return {OK: images["ok"], **images["by_kind"]}
+
+
+@dataclass(frozen=True, slots=True)
 class FetchClient(Contestant):
     """A client of ``benchmarks.fetch``, in one process, which drops the bodies.
 
@@ -136,7 +166,8 @@ class Img2dataset(Contestant):
     """img2dataset, into tar files of WebDataset.
 
     It keeps no connection alive, and shrinks with OpenCV's INTER_AREA. To fetch alone it writes nothing (its format
-    ``dummy``), and decodes nothing. EXIF data is not extracted; SHA-256 is computed by both.
+    ``dummy``), and decodes nothing. What it keeps as received it does not check. EXIF data is not extracted; SHA-256 is
+    computed by both.
 
     Attributes:
         python: The interpreter of its environment.
@@ -162,7 +193,7 @@ class Img2dataset(Contestant):
             "image_size": SHORT_SIDE_PX,
             "encode_quality": QUALITY,
             "skip_reencode": work.way is Way.ORIGINAL,
-            "disable_all_reencoding": work.way is Way.FETCH,
+            "disable_all_reencoding": work.way in (Way.FETCH, Way.RECEIVED),
             "extract_exif": False,
             "timeout": work.timeout_s,
             "retries": work.retries,
@@ -185,7 +216,8 @@ class Daft(Contestant):
     """Daft, into parquet files.
 
     It has no deadline for a whole attempt, and cannot shrink to a ratio. It trusts the authorities that are built into
-    it and no others, so over HTTPS it gets nothing from the origin. An original stays even if it is not a JPEG.
+    it and no others, so over HTTPS it gets nothing from the origin. An original stays even if it is not a JPEG. What it
+    keeps as received it does not check.
 
     Attributes:
         python: The interpreter of its environment.

@@ -26,15 +26,20 @@ def main() -> None:
         sizes = images.select(col("body").length().alias("size")).to_pydict()["size"]
         _report(len(sizes), sum(1 for size in sizes if size))
         return
-    images = images.with_column("image", decode_image(col("body"), on_error="null"))
-    if way == "recipe":
-        images = images.with_column("jpeg", encode_image(col("image"), "jpeg"))
+    if way == "received":
+        images = images.with_column("jpeg", col("body"))
+    elif way == "recipe":
+        images = _decoded(images).with_column("jpeg", encode_image(col("image"), "jpeg"))
     else:  # decoding is the check that the original is an image
-        images = images.with_column("jpeg", when(col("image").not_null(), col("body")))
+        images = _decoded(images).with_column("jpeg", when(col("image").not_null(), col("body")))
     images.select("url", "jpeg").write_parquet(out)
     done = daft.read_parquet(f"{out}/*.parquet").select(col("jpeg").is_null().alias("is_missing"))
     missing = done.to_pydict()["is_missing"]
     _report(len(missing), missing.count(False))
+
+
+def _decoded(images: daft.DataFrame) -> daft.DataFrame:
+    return images.with_column("image", decode_image(col("body"), on_error="null"))
 
 
 def _report(images: int, good: int) -> None:

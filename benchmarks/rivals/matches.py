@@ -12,6 +12,7 @@ from benchmarks.rivals.contestants import (
     Contestant,
     Daft,
     Datafetch,
+    DatafetchGet,
     FetchClient,
     Img2dataset,
     PillowAlone,
@@ -103,6 +104,14 @@ def _keeping(tools: Tools) -> list[Contestant]:
     return [Datafetch(), tools.img2dataset, tools.daft]
 
 
+def _lists(tools: Tools) -> list[Contestant]:
+    return [DatafetchGet(), tools.img2dataset]
+
+
+def _received(tools: Tools) -> list[Contestant]:
+    return [DatafetchGet(), DatafetchGet("datafetch get, parquet", "parquet"), tools.img2dataset, tools.daft]
+
+
 def _pair(tools: Tools) -> list[Contestant]:
     return [Datafetch(), tools.img2dataset]
 
@@ -139,6 +148,9 @@ MATCHES = (
     Match("fetch-https", "fetch alone, HTTPS", Way.FETCH, _HTTPS, _fetching, is_quick=True),
     Match("fetch", "fetch alone, HTTP", Way.FETCH, _HTTP, _fetching_with_daft),
     Match("fetch-kept", "fetch alone, HTTP, connections kept alive", Way.FETCH, _KEPT, _fetching_with_daft),
+    Match("list-https", "a list of URLs, original images in tar files, HTTPS", Way.ORIGINAL, _HTTPS, _lists),
+    Match("list", "a list of URLs, original images in tar files, HTTP", Way.ORIGINAL, _HTTP, _lists),
+    Match("list-received", "a list of URLs, images as received, HTTP", Way.RECEIVED, _HTTP, _received),
     Match("documents", "documents of five images, HTTP", Way.RECIPE, _HTTP, _documents),
     Match(
         "latency",

@@ -66,6 +66,8 @@ _ROWS = (
     _Row("336", "the same with Pillow-SIMD", "datafetch, Pillow-SIMD"),
     _Row("original", "keep original JPEGs"),
     _Row("fetch-https", "fetch alone, HTTPS"),
+    _Row("list-https", "`get`: a list, original images, HTTPS", "datafetch get"),
+    _Row("list-received", "`get`: images as received, HTTP", "datafetch get"),
     _Row("faults", "encode again, 30 % bad URLs"),
 )
 

@@ -29,6 +29,8 @@ class Way(StrEnum):
     """The same, shrunk so that its shorter side has at most 336 pixels."""
     ORIGINAL = "original"
     """A JPEG is decoded, and kept as received; anything else is encoded as JPEG."""
+    RECEIVED = "received"
+    """Its body is kept as received; it is not decoded."""
 
 
 @dataclass(frozen=True, slots=True)

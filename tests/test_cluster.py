@@ -349,7 +349,9 @@ def test_a_node_fetches_what_it_is_handed(job: Job) -> None:
 
 
 def test_a_node_without_the_job_says_so(tmp_path: Path) -> None:
-    """A node that does not see the output ends, with the reason."""
+    """A node that does not see the output ends, with the reason, and leaves the log as it was."""
+    library = logging.getLogger("datafetch")
+    before = (library.level, list(library.handlers))
     node = NodeServer()
     node.begin(
         NodeTask(OutputInFolder(str(tmp_path / "nothing" / "out"), ""), 1, "node-a", NodeLimits(1, None), None, 600.0)
@@ -358,7 +360,7 @@ def test_a_node_without_the_job_says_so(tmp_path: Path) -> None:
     assert report.end is not None
     assert report.end.kind is EndKind.REFUSED
     assert "out" in report.end.message
-    logging.getLogger("datafetch").handlers[1:] = []
+    assert (library.level, library.handlers) == before
 
 
 # --- the driver, with nodes that are processes of this machine

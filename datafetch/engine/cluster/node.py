@@ -23,9 +23,9 @@ import threading
 import time
 import traceback
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
@@ -129,9 +129,6 @@ class _Work:
         self._trying: set[asyncio.Task[None]] = set()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._inbox: asyncio.Queue[SuppliedShard | None] = asyncio.Queue()
-        handler = _Forwarding(self._messages)
-        logging.getLogger("datafetch").addHandler(handler)
-        logging.getLogger("datafetch").setLevel(logging.INFO)
         threading.Thread(target=self._do, name="datafetch", daemon=True).start()
         threading.Thread(target=self._end_when_abandoned, name="driver's absence", daemon=True).start()
 
@@ -225,7 +222,8 @@ class _Work:
     # --- the work
 
     def _do(self) -> None:
-        end = self._run()
+        with _forwarding(self._messages):
+            end = self._run()
         with self._changed:
             self._end = end
             self._tell()
@@ -393,6 +391,20 @@ def _count_images(session: Steered) -> tuple[int, int]:
     """How many images of a session were requested and have ended, and of them those that no server answered."""
     reach = session.reach()
     return reach.images, reach.unreached
+
+
+@contextmanager
+def _forwarding(messages: deque[NodeMessage]) -> Iterator[None]:
+    """Keep the library's messages for the driver, from level INFO, until the context is left."""
+    library, handler = logging.getLogger("datafetch"), _Forwarding(messages)
+    level = library.level
+    library.addHandler(handler)
+    library.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        library.setLevel(level)
+        library.removeHandler(handler)
 
 
 class _Forwarding(logging.Handler):

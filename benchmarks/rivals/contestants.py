@@ -112,7 +112,7 @@ class DatafetchGet(Contestant):
         """Make the command line."""
         kept = ("received", "--check", "header") if work.way is Way.RECEIVED else ("original",)
         return [
-            *(sys.executable, "-m", "datafetch", "get", str(work.url_folder), "--out", str(out)),
+            *(sys.executable, "-m", "datafetch", "get", str(work.url_folder), "--out", str(out / "images")),
             *("--format", self.format, "--shard-size", str(work.urls_per_shard), "--encode", *kept),
             *("--processes", str(work.processes), "--timeout", str(work.timeout_s), "--retries", str(work.retries)),
             *("--per-host", "1024", "--allow-net", "127.0.0.0/8", "--json"),

@@ -231,6 +231,25 @@ def test_the_jobs_image_spec_is_applied(job: Job) -> None:
     assert {min(line["width"], line["height"]) for line in read_ledger(job)} == {30}
 
 
+def test_changed_columns_of_a_list_are_named_by_their_options() -> None:
+    """Each option once, with the columns of all files; a change of nothing but combinations is one, too."""
+    columns = {"url": "URL", "caption": "TEXT", "keep": [], "id": None, "sha256": None, "md5": None}
+    before = {"columns": [columns], "where": [], "output_format": "webdataset", "input_formats": ["csv"]}
+    changed = [columns | {"keep": ["width"], "caption": None, "id": "n"}, columns | {"keep": ["width", "height"]}]
+    now = {"columns": changed, "where": ["n > 1", "n < 9"], "output_format": "files", "input_formats": ["csv", "tsv"]}
+    assert describe_differences(before, now, {}, {}) == (
+        "--keep-col: not set, now width, height; --id-col: not set, now n; --input-format: csv, now csv, tsv; "
+        "--format: webdataset, now files; --where: not set, now n > 1, n < 9"
+    )
+    mixed = before | {"columns": [columns | {"url": url, "id": one} for url, one in (("a", "c"), ("b", "d"))]}
+    others = before | {"columns": [columns | {"url": url, "id": one} for url, one in (("a", "d"), ("b", "c"))]}
+    assert "id-col: c, d, now d, c" in describe_differences(mixed, others, {}, {})
+    assert describe_differences(before, before | {"columns": [columns, columns]}, {}, {}) == (
+        "the files have their columns in other combinations"
+    )
+    assert describe_differences(before, before | {"columns": "\nx"}, {}, {}).startswith("--url-col: URL, now not set")
+
+
 _OTHER_JOBS: tuple[tuple[dict[str, Any], str], ...] = (
     ({"limit": 10}, "--limit: not set, now 10"),
     ({"ids": None}, r"--ids: /.*/source/ids\.txt before, now none"),

@@ -24,6 +24,8 @@ _WORDS = {
     "fallback": "with another list of URLs next to the published one, or without one",
 }
 """The difference, by the part of the identity, where no option names it."""
+_OTHER_FLAGS = {"output_format": "--format", "input_formats": "--input-format"}
+_COLUMN_OPTIONS = ("url", "caption", "keep", "id", "sha256", "md5")  # --url-col …
 _MAX_VALUE_CHARS = 200
 _HASH = re.compile(r"[0-9a-f]{64}")
 
@@ -83,6 +85,8 @@ def _describe(name: str, values: tuple[Any, Any], settings: tuple[object, object
         for key in sorted(before | now):
             if before.get(key) != now.get(key):
                 yield f"--{key}-key: {_text(before.get(key))}, now {_text(now.get(key))}"
+    elif name == "columns":
+        yield from _describe_columns(before, now)
     elif name == "ids" or any(isinstance(value, str) and _HASH.fullmatch(value) for value in values):
         yield f"{_flag(name)}: {_describe_files(values, settings)}"
     else:
@@ -90,10 +94,34 @@ def _describe(name: str, values: tuple[Any, Any], settings: tuple[object, object
 
 
 def _flag(name: str) -> str:
-    return name if name in _NO_OPTIONS else f"--{name.replace('_', '-')}"
+    return name if name in _NO_OPTIONS else _OTHER_FLAGS.get(name, f"--{name.replace('_', '-')}")
+
+
+def _describe_columns(before: object, now: object) -> Iterator[str]:
+    """The difference in what the columns of a list are taken for, of which files may have several ways."""
+    are_same = True
+    for option in _COLUMN_OPTIONS:
+        texts = [_text(_columns_for(option, files)) for files in (before, now)]
+        if texts[0] != texts[1]:
+            are_same = False
+            yield f"--{option}-col: {texts[0]}, now {texts[1]}"
+    if are_same:
+        yield "the files have their columns in other combinations"
+
+
+def _columns_for(option: str, files: object) -> list[str]:
+    """The columns that are taken for something, each once."""
+    found: list[str] = []
+    for columns in files if isinstance(files, list) else ():
+        value = columns.get(option) if isinstance(columns, Mapping) else None
+        found += map(str, value if isinstance(value, list) else [] if value is None else [value])
+    return list(dict.fromkeys(found))
 
 
 def _text(value: object) -> str:
+    """A value in words; several of an option that is given for each."""
+    if isinstance(value, list | tuple):
+        value = ", ".join(map(str, value)) or None
     text = "not set" if value is None else to_printable(str(value))
     return text if len(text) <= _MAX_VALUE_CHARS else f"{text[:_MAX_VALUE_CHARS]} …"
 

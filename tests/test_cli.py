@@ -5,6 +5,7 @@ import logging
 import os
 import pickle
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -385,7 +386,7 @@ def test_help_and_version_go_to_standard_output(arguments: list[str], capfd: pyt
     assert "datafetch" in capfd.readouterr().out
 
 
-COMMANDS = ("prepare", "retry", "demo", "reshard", "verify", "status", "failures", "explain")
+COMMANDS = ("prepare", "get", "retry", "demo", "reshard", "verify", "status", "failures", "explain")
 
 
 @pytest.mark.parametrize(
@@ -410,16 +411,18 @@ def test_usage_names_arguments_as_manuals_do(capfd: pytest.CaptureFixture[str]) 
     assert printed.startswith("Usage: datafetch reshard [OPTIONS] SRC DST\n")
     assert re.findall(r"^  ([A-Z]+)  ", printed, re.MULTILINE) == ["SRC", "DST"]
     assert re.findall(r"^(\w+):$", printed, re.MULTILINE) == ["Arguments", "Options"]
+    assert main(["get", "--help"]) == 0
+    assert capfd.readouterr().out.startswith("Usage: datafetch get [OPTIONS] INPUT...\n")
 
 
-@pytest.mark.parametrize("command", [[], ["prepare"]])
+@pytest.mark.parametrize("command", [[], ["prepare"], ["get"]])
 def test_examples_of_help_are_commands(command: list[str], capfd: pytest.CaptureFixture[str]) -> None:
     """Their datasets and options exist, and what they do stands behind them."""
     assert main([*command, "--help"]) == 0
     examples = re.findall(r"^  (datafetch .*?) +# \w", capfd.readouterr().out, re.MULTILINE)
     assert len(examples) >= 3
     for example in examples:
-        assert main([*example.split()[1:], "--help"]) == 0
+        assert main([*shlex.split(example)[1:], "--help"]) == 0
         assert capfd.readouterr().out.startswith("Usage: datafetch ")
 
 

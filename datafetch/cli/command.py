@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
@@ -29,6 +30,7 @@ _GIVEN = "given"
 _ARGUMENTS = "Arguments"
 _OPTIONS = "Options"
 _MAX_NAME_COLUMNS = 26
+_REQUIRED = re.compile(r"^\{(.*)\}(?=(?:\.\.\.)?$)")
 
 
 def write_examples(formatter: HelpFormatter, examples: Mapping[str, str]) -> None:
@@ -49,7 +51,7 @@ class Command(typer.core.TyperCommand):
 
     def collect_usage_pieces(self, ctx: Context) -> list[str]:
         """Return the pieces of the usage line, without typer's braces around required arguments."""
-        return [piece.strip("{}") for piece in super().collect_usage_pieces(ctx)]
+        return [_REQUIRED.sub(r"\1", piece) for piece in super().collect_usage_pieces(ctx)]
 
     def format_options(self, ctx: Context, formatter: HelpFormatter) -> None:
         """Write the arguments, and then the options of each group; ``--help`` is in the last one.

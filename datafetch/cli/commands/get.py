@@ -41,9 +41,9 @@ if TYPE_CHECKING:
     from typer._click.formatting import HelpFormatter
 
 _EXAMPLES = {
-    "datafetch get list.parquet --out images": "URLs, captions: found by their columns' names",
-    "datafetch get 'laion/*.parquet' --out images --where 'width >= 256'": "only some rows",
-    "datafetch get urls.txt --out images --format pickle": "as the loader of coyo reads it",
+    "datafetch get list.parquet --out images": "columns found by name",
+    "datafetch get 'cc*.tsv' --out cc --where 'width > 255'": "only some rows",
+    "datafetch get urls.txt --out urls --format pickle": "for VILA's loader",
 }
 
 
@@ -51,7 +51,7 @@ def get(  # noqa: PLR0913 - one parameter an option
     inputs: Annotated[
         list[str],
         typer.Argument(
-            metavar="INPUT...",
+            metavar="INPUT",
             help="Files, folders, patterns or URLs of txt, csv, tsv, json, jsonl or parquet, compressed or not.",
         ),
     ],

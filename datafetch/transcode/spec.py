@@ -11,7 +11,7 @@ from datafetch.model.fields import check_types, invalid, require_in_range
 from datafetch.model.options import Effect, Option, OptionGroup, option
 
 _MAX_DECODE_TIMEOUT_S = 3600.0
-_MAX_SIDE_PX = 2**31 - 1  # Pillow's sizes are C integers; images are never enlarged
+_MAX_SIDE_PX = 2**31 - 1  # Pillow's sizes are C integers
 _MAX_PIXELS = 2**32  # what a JPEG can hold
 _MAX_QUALITY = 95  # higher values only make JPEGs larger (Pillow's documentation)
 _MAX_WEBP_QUALITY = 100
@@ -123,7 +123,7 @@ class ImageSpec:
         min_size_px: Images whose shorter side has fewer pixels are refused, judging by their header; None for none.
         max_aspect_ratio: So are images whose longer side is more than this many times the shorter one.
         max_area_px: So are images with more pixels than this.
-        max_pixels: Images with more are refused, judging by their header.
+        max_pixels: Images that have more, or would have once they are enlarged, are refused, judging by their header.
         min_pixels: Images with fewer are refused, judging by their header, as placeholders for images that are gone.
         decode_timeout_s: CPU seconds that one image may take.
         repairs_png: Whether a PNG that Pillow refuses only for its ancillary chunks is decoded without them. Off where
@@ -142,8 +142,9 @@ class ImageSpec:
     resize_mode: ResizeMode | None = option(
         None,
         _LaterOption(
-            help="Fit each image to --size: its shorter side (keep-ratio), its longer side (keep-ratio-largest), "
-            "the shorter side and the rest cut off (center-crop), the longer side and white added (border).",
+            help="How to fit each image to --size: scale the shorter side to it (keep-ratio), or the longer one "
+            "(keep-ratio-largest); scale the shorter side and crop to a square (center-crop); scale the longer side "
+            "and pad with white to a square (border).",
             unset="none",
         ),
     )
@@ -151,9 +152,7 @@ class ImageSpec:
     only_if_bigger: bool = option(
         False, _LaterOption(help="Fit only images that are larger than --size; others stay as they are.")
     )
-    image_format: ImageFormat = option(
-        ImageFormat.JPG, _LaterOption(help="The format of images that are encoded.", metavar="jpg|png|webp")
-    )
+    image_format: ImageFormat = option(ImageFormat.JPG, _LaterOption(help="The format of images that are encoded."))
     quality: int = option(
         75, _ImageOption(help="Quality of JPEG (1 to 95) and WebP (1 to 100); PNG has none.", metavar="Q")
     )

@@ -42,6 +42,11 @@ def _column(what: str, unset: str) -> Option:
     return Option(help=what, metavar="COLUMN", unset=unset, effect=Effect.MANIFEST)
 
 
+def _hash_column(algorithm: str) -> Option:
+    what = f"Column with the {algorithm} of each image file; a file with another hash fails as hash_mismatch."
+    return _column(what, "none")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ListOptions(DatasetOptions):
     """The options of ``list``.
@@ -53,10 +58,10 @@ class ListOptions(DatasetOptions):
         url_col: The column of the URLs; None finds it by name and content. A column of lists of URLs makes samples
             with several images.
         caption_col: The column of the captions; None finds it by its name.
-        keep_col: Columns that are kept with each sample; ``all`` keeps all.
-        id_col: The column of the samples' ids; None numbers the rows.
-        sha256_col: The column of the SHA-256 that a body must have.
-        md5_col: The column of the MD5 that a body must have.
+        keep_col: Columns that are kept with each sample; ``all`` for every one that has no URLs, captions or ids.
+        id_col: The column of the samples' ids; None for none, and in pickle rows for the rows' numbers.
+        sha256_col: The column of the SHA-256 that each image file must have, as it arrives.
+        md5_col: The column of the MD5 that each image file must have, as it arrives.
         where: Conditions that a row has to meet, all of them: ``COLUMN OP VALUE``.
         shard_size: The number of samples of a shard; a new file begins a new one.
     """
@@ -67,7 +72,7 @@ class ListOptions(DatasetOptions):
         Option(help="Format of the output.", group=OptionGroup.OUTPUT, effect=Effect.MANIFEST),
     )
     input_format: InputFormat | None = option(
-        None, Option(help="Format of the files.", unset="told by content", effect=Effect.MANIFEST)
+        None, Option(help="Format of the files.", unset="detected from the content", effect=Effect.MANIFEST)
     )
     url_col: str | None = option(
         None,
@@ -77,19 +82,16 @@ class ListOptions(DatasetOptions):
     keep_col: tuple[str, ...] = option(
         (),
         Option(
-            help="Column to be kept with each sample; all keeps all. Repeatable.",
+            help="Column to keep with each sample, or 'all' for every column that is not the one of the URLs, captions "
+            "or ids. Repeatable.",
             metavar="COLUMN",
             unset="none",
             effect=Effect.MANIFEST,
         ),
     )
-    id_col: str | None = option(None, _column("Column of the samples' ids.", "the row's number"))
-    sha256_col: str | None = option(
-        None, _column("Column of the SHA-256 that a body must have; any other fails as hash_mismatch.", "none")
-    )
-    md5_col: str | None = option(
-        None, _column("Column of the MD5 that a body must have; any other fails as hash_mismatch.", "none")
-    )
+    id_col: str | None = option(None, _column("Column of the samples' ids.", "none; in pickle rows the row's number"))
+    sha256_col: str | None = option(None, _hash_column("SHA-256"))
+    md5_col: str | None = option(None, _hash_column("MD5"))
     where: tuple[str, ...] = option(
         (),
         Option(

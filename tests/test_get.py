@@ -7,6 +7,7 @@ import json
 import os
 import pickle
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +19,13 @@ from conftest import LOOPBACK
 from in_process import run
 from jobs import files_of, path_of, read_ledger, read_rows, requests_since
 
-from datafetch import ConfigurationError, FetchPolicy, Job, ListFormat, ListJob, ListOptions, read_status
+from datafetch import ConfigurationError, FetchPolicy, Job, ListFormat, ListJob, ListOptions, Payload, read_status
 from datafetch.cli.app import main
 from datafetch.datasets import LIST
 from datafetch.datasets.readers import ParquetFile
 from datafetch.demo.origin import Origin
-from datafetch.engine.job import own_spec
+from datafetch.engine.choices import row_defaults
+from datafetch.engine.job import dataset_of, own_spec
 from datafetch.store.layout import OutputLayout
 
 POLICY = FetchPolicy(allow_net=LOOPBACK, per_host=64, retries=0)
@@ -166,6 +168,17 @@ def test_several_inputs_are_taken_in_order_and_once(
     assert [row["text"] for row in read_rows(job)][-2:] == ["", ""]
     stored = json.loads(OutputLayout(Path(job.out)).job.read_text())["asked"]
     assert stored["choices"]["more_inputs"] == inputs[1:]
+
+
+def test_only_pickle_rows_take_a_payload(tmp_path: Path) -> None:
+    """For other formats it decides nothing, so it is neither taken nor named among the defaults that decide rows."""
+    job = ListJob("list.txt", str(tmp_path / "out"), payload=Payload.BYTES)
+    with pytest.raises(ConfigurationError, match="list does not take payload='bytes'; leave it out"):
+        dataset_of(job)
+    assert not [text for text in row_defaults(replace(job, payload=Payload.BASE64)) if "payload" in text]
+    as_pickle = replace(job, options=ListOptions(format=ListFormat.PICKLE))
+    assert dataset_of(as_pickle).payloads == frozenset(Payload)
+    assert "--payload base64" in row_defaults(replace(as_pickle, payload=Payload.BASE64))
 
 
 def test_a_list_needs_an_input() -> None:

@@ -203,6 +203,6 @@ def test_the_log_names_options_as_standard_error_does(tmp_path: Path, capfd: pyt
     log = tmp_path / "log"
     command = ["prepare", "ocr-vqa", "--source", str(tmp_path), "--root", str(tmp_path / "root")]
     assert main([*command, "--payload", "bytes", "--log", str(log)]) == 2
-    message = "ocr-vqa does not take --payload bytes; its rows hold base64"
+    message = "ocr-vqa does not take --payload bytes; leave it out"
     assert logged(log) == [("error", message)]
     assert capfd.readouterr().err == f"datafetch: {message}\n"

@@ -84,7 +84,7 @@ def row_settings(job: Job) -> list[str]:
 
 def row_defaults(job: Job) -> list[str]:
     """The options that decide the rows by their defaults; those that select nothing are left out."""
-    dataset = find_dataset(job.dataset)
+    dataset = find_dataset(job.dataset, job.options)
     if dataset.image_root is not None:  # its images are there, and nothing is made of them
         return []
     texts: list[str] = []

@@ -263,7 +263,7 @@ def dataset_of(job: Job) -> Dataset:
     if job.ids is not None and dataset.id_list is None:
         raise invalid(job, f"{dataset.name} does not take {{ids}}")
     if job.payload not in dataset.payloads:
-        raise invalid(job, f"{dataset.name} does not take {{payload:{job.payload}}}; its rows hold base64")
+        raise invalid(job, f"{dataset.name} does not take {{payload:{job.payload}}}; leave it out")
     return dataset
 
 

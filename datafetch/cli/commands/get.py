@@ -18,7 +18,6 @@ from datafetch.cli.options import (
     JobOfAnother,
     Json,
     MinSuccess,
-    NoReshard,
     parameters_of,
 )
 from datafetch.cli.progress import show_progress
@@ -45,6 +44,7 @@ _EXAMPLES = {
     "datafetch get 'cc*.tsv' --out cc --where 'width > 255'": "only some rows",
     "datafetch get urls.txt --out urls --format pickle": "for VILA's loader",
 }
+_ONLY_PICKLE = "Only for --format pickle."
 
 
 def get(  # noqa: PLR0913 - one parameter an option
@@ -65,7 +65,14 @@ def get(  # noqa: PLR0913 - one parameter an option
         ),
     ],
     job: JobOfAnother = None,
-    no_reshard: NoReshard = False,
+    no_reshard: Annotated[
+        bool,
+        typer.Option(
+            "--no-reshard",
+            help=f"Keep the shards and the order of the list. {_ONLY_PICKLE}",
+            rich_help_panel=OptionGroup.OUTPUT,
+        ),
+    ] = False,
     min_success: MinSuccess = 0.0,
     dry_run: DryRun = False,
     json: Json = False,
@@ -105,6 +112,8 @@ class _Get(Command):
 
 def _parameters() -> list[Parameter]:
     def add_help(one: OptionField) -> str:
+        if one.name in {"payload", "world_size"}:
+            return _ONLY_PICKLE
         return "May be given to retry later." if one.name in PERMISSIONS else ""
 
     return [

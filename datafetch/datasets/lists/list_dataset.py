@@ -89,7 +89,9 @@ class ListOptions(DatasetOptions):
             effect=Effect.MANIFEST,
         ),
     )
-    id_col: str | None = option(None, _column("Column of the samples' ids.", "none; in pickle rows the row's number"))
+    id_col: str | None = option(
+        None, _column("Column of the samples' ids. Without it, a pickle row has its number.", "none")
+    )
     sha256_col: str | None = option(None, _hash_column("SHA-256"))
     md5_col: str | None = option(None, _hash_column("MD5"))
     where: tuple[str, ...] = option(
@@ -130,13 +132,12 @@ class ListDataset(DatasetDefaults):
     summary: str = "Any list of URLs."
     path: str = ""
     output_format: str = ListFormat.WEBDATASET.value
-    payloads: frozenset[Payload] = frozenset(Payload)
     takes_inputs: bool = True
     keeps_originals: bool = True
     options: ListOptions = field(default_factory=ListOptions)
 
     def with_options(self, options: DatasetOptions) -> Self:
-        """The same dataset with other options, from which its format and loader follow.
+        """The same dataset with other options, from which its format, payloads and loader follow.
 
         Raises:
             ConfigurationError: The options belong to another dataset.
@@ -146,6 +147,7 @@ class ListDataset(DatasetDefaults):
         return replace(
             changed,
             output_format=own.format.value,
+            payloads=frozenset(Payload) if own.format is ListFormat.PICKLE else self.payloads,
             loader=Loader.COYO if own.format is ListFormat.PICKLE else None,
             has_hashes=own.sha256_col is not None or own.md5_col is not None,
         )

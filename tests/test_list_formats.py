@@ -21,6 +21,7 @@ from datafetch.model.outcome import Encoded
 from datafetch.model.sample import BAD_LINE, Row
 from datafetch.output.commit import complete_commits
 from datafetch.output.formats import format_of, rows_file
+from datafetch.output.formats.image_suffix import image_suffix
 from datafetch.output.formats.rows_file import ROW_GROUP_BYTES
 from datafetch.output.retry_filter import RetryFilter
 from datafetch.store.ledger_reader import read_samples
@@ -316,6 +317,21 @@ def test_row_groups_are_bounded_in_bytes(tmp_path: Path) -> None:
         assert [file.metadata.row_group(n).num_rows for n in range(file.num_row_groups)] == [2, 1, 1, 2]
     assert [len(content) for _, content in output.images()] == sizes
     assert output.images()[0][0].endswith(".img")
+
+
+@pytest.mark.parametrize(
+    ("start", "suffix"),
+    [
+        (b"\xff\xd8\xff\xe0", ".jpg"),
+        (b"II+\0", ".tif"),
+        (b"\0\0\0\x20ftypmif1\0\0\0\0mif1avif", ".avif"),
+        (b"BM, as a text may begin", ".img"),
+        (b"", ".img"),
+    ],
+)
+def test_suffixes_are_those_of_the_formats_that_are_kept(start: bytes, suffix: str) -> None:
+    """Also of variants that few programs write."""
+    assert image_suffix(start) == suffix
 
 
 def test_a_damaged_shard_is_made_again_of_what_is_left(output: ListOutput) -> None:

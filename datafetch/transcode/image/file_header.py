@@ -105,16 +105,21 @@ def read_header(body: bytes) -> FileHeader | Refusal:
         What it says of itself; or why it is no whole image: NOT_AN_IMAGE, TRUNCATED, or CORRUPT for what no reader
         reads or only an attacker writes.
     """
-    reader = next((reader for signature, reader in _READERS.items() if signature.match(body)), None)
-    if reader is None:
+    file_format = find_format(body)
+    if file_format is None:
         return Refusal(FailureKind.NOT_AN_IMAGE, "no format on the allow-list")
     try:
-        header = reader(body)
+        header = FileHeader(file_format, _READERS[file_format](body))
     except _FaultError as fault:
         return fault.refusal
     except (struct.error, IndexError):  # something that should be there is behind the end
         return Refusal(FailureKind.TRUNCATED, "it ends early")
     return header if min(header.size_px) > 0 else Refusal(FailureKind.CORRUPT, "it has no pixels")
+
+
+def find_format(body: bytes) -> str | None:
+    """The format that a file begins like, by Pillow's name; None for any that is not on the allow-list."""
+    return next((name for name, signature in _SIGNATURES.items() if signature.match(body)), None)
 
 
 def _steps(body: bytes, what: str, bytes_per_step: int = 0) -> Iterator[None]:
@@ -127,7 +132,7 @@ def _steps(body: bytes, what: str, bytes_per_step: int = 0) -> Iterator[None]:
     raise _corrupt(f"it has too many {what}")
 
 
-def _read_jpeg(body: bytes) -> FileHeader:
+def _read_jpeg(body: bytes) -> Size:
     at, has_scan, size_px = 2, False, (0, 0)
     for _ in _steps(body, "segments"):
         found = _find_marker(body, at)
@@ -137,7 +142,7 @@ def _read_jpeg(body: bytes) -> FileHeader:
         if marker == _END_OF_IMAGE:
             if not has_scan:
                 raise _truncated("it has no picture")
-            return FileHeader("JPEG", size_px)
+            return size_px
         if marker in _WITHOUT_SEGMENT:
             continue
         if marker in _FRAMES and not has_scan:
@@ -159,7 +164,7 @@ def _find_marker(jpeg: bytes, at: int) -> re.Match[bytes] | None:
     return None
 
 
-def _read_png(body: bytes) -> FileHeader:
+def _read_png(body: bytes) -> Size:
     at, has_pixels, size_px = len(_PNG_SIGNATURE), False, None
     for _ in _steps(body, "chunks"):
         length, name = _CHUNK.unpack_from(body, at)
@@ -177,10 +182,10 @@ def _read_png(body: bytes) -> FileHeader:
             break
     if not has_pixels or size_px is None:
         raise _truncated("it has no picture")
-    return FileHeader("PNG", size_px)
+    return size_px
 
 
-def _read_gif(body: bytes) -> FileHeader:
+def _read_gif(body: bytes) -> Size:
     width_px, height_px, flags, _, _ = _SCREEN.unpack_from(body, 6)
     at, has_picture = 6 + _SCREEN.size + _palette_bytes(flags), False
     steps = _steps(body, "blocks", _BYTES_PER_STEP)
@@ -202,14 +207,14 @@ def _read_gif(body: bytes) -> FileHeader:
                 at += length + 1
                 next(steps)
             at += 1
-    return FileHeader("GIF", (width_px, height_px))
+    return width_px, height_px
 
 
 def _palette_bytes(flags: int) -> int:
     return 3 << (flags & _PALETTE_BITS) + 1 if flags & _HAS_PALETTE else 0
 
 
-def _read_webp(body: bytes) -> FileHeader:
+def _read_webp(body: bytes) -> Size:
     _, riff_bytes, _, first, _ = _RIFF.unpack_from(body)
     end = _RIFF_CHUNK.size + riff_bytes
     if end > len(body):
@@ -225,7 +230,7 @@ def _read_webp(body: bytes) -> FileHeader:
             break
         if at >= end:
             raise _truncated("it has no picture")
-    return FileHeader("WEBP", size_px)
+    return size_px
 
 
 def _size_of_webp(body: bytes, first: bytes) -> Size:
@@ -249,7 +254,7 @@ def _size_of_webp(body: bytes, first: bytes) -> Size:
             raise _corrupt("it has no picture")
 
 
-def _read_bmp(body: bytes) -> FileHeader:
+def _read_bmp(body: bytes) -> Size:
     _, _, _, _, offset, header_bytes = _BMP.unpack_from(body)
     if header_bytes == _CORE_BYTES:
         width_px, height_px, _, bits = _CORE.unpack_from(body, _BMP.size)
@@ -262,10 +267,10 @@ def _read_bmp(body: bytes) -> FileHeader:
         raise _corrupt("a BMP of a kind that is not read")
     if width_px > 0 and offset + image_bytes > len(body):
         raise _truncated("its pixels end early")
-    return FileHeader("BMP", (max(0, width_px), abs(height_px)))
+    return max(0, width_px), abs(height_px)
 
 
-def _read_tiff(body: bytes) -> FileHeader:
+def _read_tiff(body: bytes) -> Size:
     wanted = {_WIDTH: 1, _LENGTH: 1, _ORIENTATION: 1, **dict.fromkeys((*_STRIPS, *_TILES), _MAX_STRIPS)}
     values = directory_values(memoryview(body), wanted)
     if values is None:
@@ -281,10 +286,10 @@ def _read_tiff(body: bytes) -> FileHeader:
         raise _truncated("its pixels end early")
     width_px, height_px = values[_WIDTH][0], values[_LENGTH][0]
     is_transposed = values.get(_ORIENTATION, (1,))[0] in _TRANSPOSED  # Pillow turns a TIFF while it decodes it
-    return FileHeader("TIFF", (height_px, width_px) if is_transposed else (width_px, height_px))
+    return (height_px, width_px) if is_transposed else (width_px, height_px)
 
 
-def _read_avif(body: bytes) -> FileHeader:
+def _read_avif(body: bytes) -> Size:
     at, names, size_px = 0, set[bytes](), (0, 0)
     for _ in _steps(body, "boxes"):
         if at == len(body):
@@ -304,7 +309,7 @@ def _read_avif(body: bytes) -> FileHeader:
         at += length
     if not {b"meta", b"mdat"} <= names:
         raise _truncated("it has no picture")
-    return FileHeader("AVIF", size_px)
+    return size_px
 
 
 def _size_of_avif(body: bytes, start: int, end: int) -> Size:
@@ -319,17 +324,26 @@ def _size_of_avif(body: bytes, start: int, end: int) -> Size:
     return max(sizes, key=lambda size_px: size_px[0] * size_px[1])
 
 
-_READERS: Mapping[re.Pattern[bytes], Callable[[bytes], FileHeader]] = {
-    re.compile(signature, re.DOTALL): reader
-    for signature, reader in (
-        (rb"\xff\xd8\xff", _read_jpeg),
-        (_PNG_SIGNATURE, _read_png),
-        (rb"RIFF.{4}WEBP", _read_webp),
-        (rb"GIF8[79]a", _read_gif),
-        (rb"II[*+]\0|MM\0[*+]", _read_tiff),
-        (rb".{4}ftyp(?:avi[fs]|.{8}(?:.{4}){0,32}avif)", _read_avif),
+_SIGNATURES: Mapping[str, re.Pattern[bytes]] = {
+    name: re.compile(signature, re.DOTALL)
+    for name, signature in (
+        ("JPEG", rb"\xff\xd8\xff"),
+        ("PNG", _PNG_SIGNATURE),
+        ("WEBP", rb"RIFF.{4}WEBP"),
+        ("GIF", rb"GIF8[79]a"),
+        ("TIFF", rb"II[*+]\0|MM\0[*+]"),
+        ("AVIF", rb".{4}ftyp(?:avi[fs]|.{8}(?:.{4}){0,32}avif)"),
         # Text may begin with BM, too, but not have such a number behind it.
-        (rb"BM.{12}[\x0c\x10\x28\x34\x38\x40\x6c\x7c]\0\0\0", _read_bmp),
+        ("BMP", rb"BM.{12}[\x0c\x10\x28\x34\x38\x40\x6c\x7c]\0\0\0"),
     )
 }
-"""By what a file begins with."""
+"""What files of a format begin with."""
+_READERS: Mapping[str, Callable[[bytes], Size]] = {
+    "JPEG": _read_jpeg,
+    "PNG": _read_png,
+    "WEBP": _read_webp,
+    "GIF": _read_gif,
+    "TIFF": _read_tiff,
+    "AVIF": _read_avif,
+    "BMP": _read_bmp,
+}

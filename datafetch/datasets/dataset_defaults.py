@@ -43,7 +43,7 @@ class DatasetDefaults:
         reads_in_place: Whether its files on the hub are read where they are, and not downloaded.
         takes_inputs: Whether it is given by any number of files, and not published as one source.
         keeps_originals: Whether images are kept as received where nothing has to be changed, unless a job says else.
-        has_hashes: Whether its samples say which bodies their images have to be (``model.sample.HASHES``).
+        has_hashes: Whether samples carry hashes that the received bodies must match (``model.sample.HASHES``).
         options: The values of its options.
     """
 

@@ -105,7 +105,7 @@ class ImageSource:
         max_file_bytes: Larger files are refused.
         until_s: From when on, by the event loop's clock, nothing is looked for or waited for any more; None for never.
         earlier: Images of earlier outputs by URL; None if there are none.
-        has_hashes: Whether samples say which bodies their images have to be.
+        has_hashes: Whether samples carry hashes that the received bodies must match.
 
     Attributes:
         fetch: What makes all requests.

@@ -108,7 +108,7 @@ class Dataset(Protocol):
 
     @property
     def has_hashes(self) -> bool:
-        """Whether its samples say which bodies their images have to be (``model.sample.HASHES``)."""
+        """Whether samples carry hashes that the received bodies must match (``model.sample.HASHES``)."""
         ...
 
     @property

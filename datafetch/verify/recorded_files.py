@@ -108,7 +108,7 @@ class RecordedFiles:
         yield step
 
     def lost_shards(self) -> Iterator[Problem]:
-        """The shards of which nothing is there, for who looks at what there is."""
+        """The shards of which nothing is there, for a check that examines the files present."""
         if self._layout.output_format in FORMATS_OF_SAMPLES:
             yield from self._lost_sample_shards()
             return

@@ -32,14 +32,14 @@ def urls_of(value: object) -> tuple[str, ...]:
     Raises:
         BadValueError: There are more than a sample may have.
     """
-    values = listed(value)
+    values = as_list(value)
     urls = [value] if values is None else values
     if len(urls) > MAX_IMAGES:
         raise BadValueError(f"it has {len(urls):,} URLs, where a sample may have {MAX_IMAGES:,}")
     return tuple(bounded_url(plain_text(url)) for url in urls) or ("",)
 
 
-def listed(value: object) -> list[object] | None:
+def as_list(value: object) -> list[object] | None:
     """The values of a list, also of one that is JSON in a text; None if a value is no list."""
     if isinstance(value, str) and value.lstrip().startswith("["):
         return parse_list(value)
@@ -56,9 +56,9 @@ def metadata_of(row: ListRow, columns: ChosenColumns, number: int, types: Mappin
         types: The types of columns, as far as they are known.
 
     Raises:
-        BadValueError: What should be a hash is none.
+        BadValueError: A hash column holds something that is not a hash of that algorithm.
     """
-    values = listed(row.get(columns.url))
+    values = as_list(row.get(columns.url))
     metadata: dict[str, object] = {ID: number if columns.id is None else _id(row.get(columns.id))}
     if values is not None:
         metadata[IS_LIST] = True
@@ -124,7 +124,7 @@ def _hash_list(value: object, name: str, images: int | None) -> Sequence[object]
         return [value]
     if _is_missing(value) or value == "":
         return []
-    values = listed(value)
+    values = as_list(value)
     if values is None or len(values) != images:
         count = "one" if values is None else f"{len(values):,}"
         raise BadValueError(f"column {name} has {count} for {images:,} URLs")

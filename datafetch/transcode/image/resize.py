@@ -1,4 +1,4 @@
-"""Resizing: by what an image is resized, from which of its pixels, and how it is cut or framed then."""
+"""Resizing: by what an image is resized, and how it is cut or framed then."""
 
 from __future__ import annotations
 

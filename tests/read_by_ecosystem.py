@@ -69,28 +69,28 @@ def _samples_in_tar(folder: Path, shard: str) -> int:
     return sum("success" in status for status in statuses)
 
 
-def _load_dataset(*path: str, files: Path) -> Iterator[Mapping[str, Any]]:
+def _load_dataset(builder: str, **data: str) -> Iterator[Mapping[str, Any]]:
     with TemporaryDirectory() as cache:
         os.environ |= {"HF_HOME": cache, "HF_HUB_OFFLINE": "1"}
         import datasets  # noqa: PLC0415
 
         datasets.disable_progress_bars()
-        yield from datasets.load_dataset(*path, data_files=str(files), split="train")
+        yield from datasets.load_dataset(builder, **data, split="train")
 
 
 def read_datasets(folder: Path, shard: str) -> Iterator[Mapping[str, Any]]:
     """Read the parquet with ``datasets``, which decodes what the schema says is an image."""
-    yield from _load_dataset("parquet", files=folder / f"{shard}.parquet")
+    yield from _load_dataset("parquet", data_files=str(folder / f"{shard}.parquet"))
 
 
 def read_datasets_of_tars(folder: Path, shard: str) -> Iterator[Mapping[str, Any]]:
     """Read the tar with ``datasets``."""
-    yield from _load_dataset("webdataset", files=folder / f"{shard}.tar")
+    yield from _load_dataset("webdataset", data_files=str(folder / f"{shard}.tar"))
 
 
 def read_image_folder(folder: Path, shard: str) -> Iterator[Mapping[str, Any]]:
     """Read the images of a folder with ``datasets``."""
-    yield from _load_dataset("imagefolder", files=folder / shard / "*.[jpw]*[gp]")
+    yield from _load_dataset("imagefolder", data_dir=str(folder / shard))
 
 
 def read_arrow(folder: Path, shard: str) -> Iterator[Mapping[str, Any]]:

@@ -12,8 +12,10 @@ from hypothesis import strategies as st
 
 from datafetch.datasets.lists import record_blocks, scan
 from datafetch.datasets.lists.open_table import open_table
+from datafetch.datasets.lists.record_blocks import Block
 from datafetch.datasets.lists.row_bits import RowBits
 from datafetch.datasets.lists.scan import FileScan, ScanKeeper
+from datafetch.datasets.lists.text_table import FieldParser
 from datafetch.datasets.lists.where import parse_conditions
 from datafetch.datasets.readers import BadRow
 
@@ -107,14 +109,31 @@ def test_a_scan_that_was_killed_goes_on(tmp_path: Path, monkeypatch: pytest.Monk
     assert [row["url"] for row in rows] == [f"http://a.example/{number}" for number in numbers]
 
 
+def calls_of(monkeypatch: pytest.MonkeyPatch, cls: type, name: str) -> list[object]:
+    """Return a list that gets an entry with each call of a method."""
+    calls: list[object] = []
+    original = getattr(cls, name)
+
+    def counted(self: object, *arguments: object) -> object:
+        calls.append(self)
+        return original(self, *arguments)
+
+    monkeypatch.setattr(cls, name, counted)
+    return calls
+
+
 def test_rows_that_meet_a_condition_are_read_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of a large file without quotes, the blocks between two wanted rows are not parsed."""
+    """A scan parses no row by itself, and of the blocks only those with a wanted row are divided into records."""
     path = tmp_path / "list.csv"
     path.write_text("url,n\n" + "".join(f"http://a.example/{n},{n}\n" for n in range(20_000)))
     monkeypatch.setattr(record_blocks, "_BLOCK_BYTES", 4096)
     table = open_table(path)
+    parsed, divided = calls_of(monkeypatch, FieldParser, "parse"), calls_of(monkeypatch, Block, "records")
     conditions = parse_conditions(["n >= 19990"])
     found = table.scan(conditions, ScanKeeper("key", path.stat().st_size, None, selects=True))
     assert found.numbers(0, 99).tolist() == list(range(19_990, 20_000))
+    assert not parsed
+    assert not divided
     wanted = np.array([5, 10_000, 19_999])
     assert [row["n"] for row in table.rows(found, wanted, ["n"])] == ["5", "10000", "19999"]  # type: ignore[index]
+    assert len(parsed) == len(divided) == len(wanted)

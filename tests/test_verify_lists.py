@@ -210,8 +210,8 @@ def test_files_that_belong_to_no_sample_are_found(tmp_path: Path) -> None:
     assert any("is a link that leads out of its folder" in problem for problem in problems), problems
 
 
-def test_a_folder_of_img2dataset_is_verified(tmp_path: Path) -> None:
-    """Its tars are in the order in which images arrived, and so are its rows."""
+def test_samples_may_come_in_another_order(tmp_path: Path) -> None:
+    """As in tars of img2dataset, which are in the order in which images arrived; and so are its rows."""
     output = ListOutput(tmp_path, "webdataset")
     output.commit(mixed_samples(COUNT))
     changed_rows(output, lambda rows: rows.reverse())

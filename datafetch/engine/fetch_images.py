@@ -3,7 +3,7 @@
 Theory of operation. One task works in the background: it opens a fetcher and a transcoder, and runs as many tasks as a
 run would (``SampleTasks``). Each of these takes the next URL, fetches and transcodes its image, and waits with it until
 the caller has taken the image and asks for another. Until then it holds the image's bytes against the budget and its
-place among those in flight, so a caller who takes his time slows the requests down, and nothing piles up.
+place among those in flight, so a caller who is slow to ask slows the requests down, and nothing piles up.
 
 Rules: the background task, and with it all processes and connections, ends with the iterator: when it is used up, when
 it is closed, when it is no longer referred to (Python closes it then, in a task of its own), and when its loop ends.
@@ -98,11 +98,11 @@ def fetch_images(
             beyond it.
 
     Raises:
-        ConfigurationError: What is asked for can't be done.
+        ConfigurationError: The policy or the spec can't be used on this machine.
         ValueError: A number is out of its bounds.
         ResourceError: While iterating: this machine has no descriptors or no memory left, or no name server that
             answers, no network, or no proxy.
-        TypeError: There is something else among the URLs.
+        TypeError: An item is neither a string nor a pair of strings; raised while iterating.
     """
     if isinstance(urls, str | bytes):
         raise TypeError(f"fetch_images takes a list or another iterable of URLs; write: fetch_images([{urls!r}])")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from datafetch.engine.image_source import ImageSource
@@ -23,14 +23,13 @@ class ImageFetcher:
         compare: Called with the outcome of each image that is requested.
 
     Attributes:
-        source: image → body or Failure.
         transcoding: Number of images that are being transcoded, or wait for that.
     """
 
     def __init__(
         self, source: ImageSource, transcode: ImageTranscoder, compare: Callable[[Outcome], None] = lambda _: None
     ) -> None:
-        self.source = source
+        self._source = source
         self.transcoding = 0
         self._retries = source.fetch.retries > 0  # an image whose transfer may have been cut is fetched once more
         self._compare = compare
@@ -45,7 +44,7 @@ class ImageFetcher:
             memory: The reservation that its bytes are counted against, also while its result waits for the spool: local
                 files come faster than a disk writes.
         """
-        earlier = await self.source.find_earlier(sample, image, memory)
+        earlier = await self._source.find_earlier(sample, image, memory)
         if isinstance(earlier, ImageResult):
             return result_for(earlier, sample, image)
         fetched, outcome = await self._fetch_once(sample, image, memory, earlier)
@@ -57,13 +56,21 @@ class ImageFetcher:
             fetched = replace(fetched, attempts=fetched.attempts + attempts)
             if isinstance(outcome, Failure) and outcome.is_as_damaged_as(before):
                 outcome = replace(outcome, kind=FailureKind.CORRUPT)
-        if fetched.source is not Source.HAVE and not self.source.is_out_of_time:
+        if fetched.source is not Source.HAVE and not self._source.is_out_of_time:
             self._compare(outcome)
         line = LedgerLine.of(sample, image, fetched, outcome)
         is_to_be_written = isinstance(outcome, Encoded) and fetched.source is not Source.HAVE
         result = ImageResult(line, outcome.jpeg if isinstance(outcome, Encoded) and is_to_be_written else b"")
         memory.shrink(len(result.jpeg))
         return result
+
+    def is_valid_for(self, sample: Sample, image: int, line: LedgerLine) -> bool:
+        """As ``ImageSource.is_valid_for``."""
+        return self._source.is_valid_for(sample, image, line)
+
+    async def find_failed(self, sample: Sample, images: Sequence[int]) -> list[int]:
+        """As ``ImageSource.find_failed``."""
+        return await self._source.find_failed(sample, images)
 
     def _may_have_been_cut(self, fetched: Fetched, failure: Failure) -> bool:
         """Whether the bytes of a damaged image may differ the next time; those of members have been checked."""
@@ -73,7 +80,7 @@ class ImageFetcher:
     async def _fetch_once(
         self, sample: Sample, image: int, memory: Reservation, earlier: Body | None = None
     ) -> tuple[Fetched, Outcome]:
-        fetched = earlier or await self.source(sample, image, memory)
+        fetched = earlier or await self._source(sample, image, memory)
         self.transcoding += 1
         try:
             return fetched, await self._transcode(fetched)

@@ -110,14 +110,15 @@ class _ImageTask:
     async def _run(self, locked: LockedUrl, memory: Reservation, then: tuple[Sample, ...]) -> ImageResult:
         spool = self._spool
         known = await locked.lookup()
-        if known is None or not self._fetcher.images.source.holds_for(self._sample, self._image, known.line):
-            known = None
-            result = await self._fetcher.images.fetch_image(self._sample, self._image, memory)
-        else:
+        images, sample, image = self._fetcher.images, self._sample, self._image
+        is_repeated = known is not None and images.is_valid_for(sample, image, known.line)
+        if known is not None and is_repeated:
             await memory.grow(known.jpeg_bytes)
-            result = result_for(known, self._sample, self._image)
+            result = result_for(known, sample, image)
+        else:
+            result = await images.fetch_image(sample, image, memory)
         self.has_outcome = True
-        self._counts.add(result.line, is_repeated=known is not None)
+        self._counts.add(result.line, is_repeated=is_repeated)
         offset = await spool.append(result, *then)
         locked.record(result, spool, offset)
         return result
@@ -154,7 +155,7 @@ class _DocumentTask:
         missing = [image for image in range(len(self._sample.urls)) if image not in ended]
         if not self._is_lost:
             # First, so that nothing is requested of a document that is lost by what an earlier output knows of it.
-            failed = await self._fetcher.images.source.find_failed(self._sample, missing)
+            failed = await self._fetcher.images.find_failed(self._sample, missing)
             left = await self._fetch(failed)
             missing = [*left, *(image for image in missing if image not in failed)]
         if not self._is_lost:

@@ -165,7 +165,7 @@ class ImageSource:
         if isinstance(found, Body) and isinstance(await self._verified(sample, image, found), Failure):
             memory.shrink(0)
             return None
-        return None if isinstance(found, ImageResult) and not self.holds_for(sample, image, found.line) else found
+        return None if isinstance(found, ImageResult) and not self.is_valid_for(sample, image, found.line) else found
 
     async def find_failed(self, sample: Sample, images: Sequence[int]) -> list[int]:
         """Those of a sample's images that have failed for good in an earlier output."""
@@ -193,8 +193,8 @@ class ImageSource:
         fetched = await self._get(sample, image, memory)
         return await self._verified(sample, image, fetched) if isinstance(fetched, Body) else fetched
 
-    def holds_for(self, sample: Sample, image: int, line: LedgerLine) -> bool:
-        """Whether the result of an image holds for this one, which has the same URL: not if its body has to be another.
+    def is_valid_for(self, sample: Sample, image: int, line: LedgerLine) -> bool:
+        """Whether the result of another image with the same URL is also this one's: not if this must have another hash.
 
         Args:
             sample: The sample.

@@ -28,7 +28,7 @@ from datafetch.datasets import DATASETS
 from datafetch.datasets.sources.hub import HubPlace
 from datafetch.demo.origin import Origin
 from datafetch.engine import remote_files
-from datafetch.engine.remote_files import open_remote_files
+from datafetch.engine.remote_files import open_remote
 from datafetch.errors import ConfigurationError, ManifestError
 from datafetch.fetch import FetchPolicy
 from datafetch.model.manifest import RemoteFile
@@ -435,7 +435,8 @@ async def test_damaged_footers_cost_one_line(published: Published, hub: HubServe
     for seed in seeds:
         hub.repositories = {REPOSITORY: {NAMES[1]: damaged(content, seed)}}
         hub.spans.clear()
-        async with open_remote_files(HubPlace.parse(PLACE), [NAMES[1]], POLICY) as remote:
+        async with open_remote(POLICY) as remote:
+            remote.add_of_hub(HubPlace.parse(PLACE), NAMES[1], mirror="")
             await asyncio.to_thread(read_rows, remote.files)
         assert hub.spans
         assert all(0 <= start < stop <= len(content) for _, start, stop in hub.spans)

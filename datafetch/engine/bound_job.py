@@ -17,8 +17,8 @@ from datafetch.engine.feed import MAX_OPEN_SAMPLES, MAX_OPEN_SHARDS
 from datafetch.engine.job import Job, dataset_of, hash_of, identify, own_spec, reshard_plan, settings_of
 from datafetch.engine.list_inputs import OpenInputs, open_inputs
 from datafetch.engine.published import download_file, download_source, find_published
-from datafetch.engine.remote_files import open_remote_files
-from datafetch.engine.scan_cache import ScansBefore, StateFolderCache
+from datafetch.engine.remote_files import open_remote
+from datafetch.engine.scan_cache import CacheFolderScans, StateFolderCache
 from datafetch.engine.web_download import policy_for_files
 from datafetch.engine.workers.budgets import policy_of_reader
 from datafetch.errors import ConfigurationError, ManifestError
@@ -51,7 +51,7 @@ class BoundJob:
         identity: Everything that decides the rows.
         layout: The paths of the output.
         archives: The archives that images are members of.
-        source: The folder or file of the manifest.
+        source: The folder or file of the manifest; None if it is read from inputs.
         rate: The cap that reading the manifest and fetching images share; None if they don't overlap.
     """
 
@@ -62,7 +62,7 @@ class BoundJob:
     identity: Identity
     layout: OutputLayout
     archives: Archives
-    source: Path
+    source: Path | None
     rate: ReceiveRate | None = None
 
     @property
@@ -134,7 +134,7 @@ class BoundJob:
         name = self.dataset.list_name
         if name is not None and self.dataset.makes_list:
             keep_made(self.layout, name, self.manifest.write_list)
-        elif name is not None:
+        elif name is not None and self.source is not None:
             keep_published(self.layout, _list_in(self.source, name))
 
     def disk_estimate(self) -> DiskEstimate:
@@ -212,7 +212,9 @@ async def bind(job: Job) -> AsyncIterator[BoundJob]:
         place, names = await find_published(job, dataset)
         ids = await _download_ids(job)
         rate = rate_of(policy_of_reader(job))  # the manifest is read while images are fetched
-        async with open_remote_files(place, names, policy_for_files(job), job.mirror, rate) as remote:
+        async with open_remote(policy_for_files(job), rate) as remote:
+            for name in names:
+                remote.add_of_hub(place, name, job.mirror)
             reading = replace(job, ids=ids)
             bound = await run_in_thread(_bind, job, reading, dataset, NO_ARCHIVES, remote.files, on_cancel=remote.close)
             yield replace(bound, rate=rate)
@@ -267,11 +269,11 @@ def _bind(job: Job, reading: Job, dataset: Dataset, archives: Archives, remote: 
 def _bind_inputs(job: Job, dataset: Dataset, inputs: OpenInputs) -> BoundJob:
     """Bind a job that takes inputs. What earlier runs found in them is used before anything of this one is written."""
     manifest = dataset.bind_inputs(inputs.files, inputs.refuse_closed)
-    manifest.keep_scans(ScansBefore(OutputLayout(resolve_parent(Path(job.out)))))
+    manifest.keep_scans(CacheFolderScans(OutputLayout(resolve_parent(Path(job.out)))))
     spec = job.image or own_spec(dataset)
     identity = identify(job, manifest, spec)
     layout = layout_of(Path(job.out), job, identity)
-    return BoundJob(job, dataset, manifest, spec, identity, layout, NO_ARCHIVES, Path(job.source))
+    return BoundJob(job, dataset, manifest, spec, identity, layout, NO_ARCHIVES, source=None)
 
 
 def _refuse_foreign_ids(source: str, ids: str, manifest: Manifest) -> None:

@@ -130,10 +130,10 @@ async def _find_on_hub(place: str, job: Job, dataset: Dataset, remote: RemoteFil
         raise ConfigurationError(
             f"{place} has no files of a list; give the path of one, or a pattern such as *.parquet"
         )
-    in_place = [name for name in chosen if name.lower().endswith(_PARQUET_SUFFIX)]
+    in_place = {name for name in chosen if name.lower().endswith(_PARQUET_SUFFIX)}
     copied = [name for name in chosen if name not in in_place]
     folder = await download(repository, copied, hub_at(job.mirror)) if copied else Path()
-    return [folder / name if name in copied else remote.add_of_hub(repository, name, job.mirror) for name in chosen]
+    return [remote.add_of_hub(repository, name, job.mirror) if name in in_place else folder / name for name in chosen]
 
 
 def find_local(place: str, dataset: Dataset) -> list[Path]:

@@ -1,4 +1,4 @@
-"""Files of the hub that a manifest reads where they are, by ranges.
+"""Files on the hub and on servers that a manifest reads where they are, by ranges.
 
 Theory of operation. Manifests are read in threads, and requests are made on the job's event loop. So a range is read by
 a coroutine that a thread schedules on that loop, and the thread waits for its future. When the job ends, in whatever
@@ -11,7 +11,7 @@ file one range at a time, with pauses that grow, until it has failed too often i
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine
 from concurrent.futures import CancelledError, Future
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -158,28 +158,6 @@ class _FileInPlace:
                 raise
             raise ManifestError(f"{self.name}: {_REFUSALS.get(HTTPStatus(error.status), _GONE)}") from error
         return read.content
-
-
-@asynccontextmanager
-async def open_remote_files(
-    place: HubPlace, names: Sequence[str], policy: FetchPolicy, mirror: str = "", rate: ReceiveRate | None = None
-) -> AsyncIterator[RemoteFiles]:
-    """Make files of the hub readable where they are. Nothing is requested yet.
-
-    Args:
-        place: The repository.
-        names: Their paths in it.
-        policy: How the hub is asked.
-        mirror: The URL of a server that is asked instead of the hub; empty asks the hub.
-        rate: The cap on what is received, where it is shared with other fetchers.
-
-    Yields:
-        The files, which are closed when the context ends.
-    """
-    async with open_remote(policy, rate) as remote:
-        for name in names:
-            remote.add_of_hub(place, name, mirror)
-        yield remote
 
 
 @asynccontextmanager

@@ -42,11 +42,11 @@ class StateFolderCache:
         publish(unfinished, self._layout.scans / key)
 
 
-class ScansBefore:
-    """Keeps results of scans in the cache folder, before a job has claimed its output.
+class CacheFolderScans:
+    """Scans made before a run owns its output, kept in the cache folder; those in the state folder are read first.
 
     Args:
-        layout: The paths of the output; what is kept there is read and not written.
+        layout: The paths of the output, to which nothing is written.
     """
 
     def __init__(self, layout: OutputLayout) -> None:

@@ -74,18 +74,17 @@ class ParquetTable:
         bounds = [0, *accumulate(self._file.group_rows)]
         groups = [group for group in possible_groups(self._file, conditions) if group >= scan.position]
         columns = columns_of(conditions)
-        row = scan.rows
         left = iter(groups)
         group = next(left, None)
         for batch in self._file.batches(columns, groups):
-            while group is not None and row >= bounds[group + 1]:
+            while group is not None and scan.bits.rows >= bounds[group + 1]:
                 group = next(left, None)
             assert group is not None, "each batch belongs to a group"
             scan.bits.add_unselected(bounds[group] - scan.bits.rows)
             scan.bits.add(_meet_all(batch, conditions))
-            row = scan.rows = scan.bits.rows
+            scan.rows = scan.bits.rows
             keeper.advance(self.size_bytes * batch.num_rows // max(1, self._file.rows))
-            if row == bounds[group + 1]:
+            if scan.rows == bounds[group + 1]:
                 scan.position = group + 1
                 keeper.save_sometimes(scan)
         scan.bits.add_unselected(self._file.rows - scan.bits.rows)
@@ -96,8 +95,6 @@ class ParquetTable:
     def rows(self, scan: FileScan, numbers: Int64s, columns: Sequence[str]) -> Iterator[ListRow | BadRow]:
         """The rows with these numbers."""
         del scan
-        if not columns:
-            return iter([{} for _ in numbers])
         return self._file.select(numbers, list(columns))
 
 

@@ -18,7 +18,7 @@ from datafetch.datasets.lists.scan import FileScan, ScanKeeper
 from datafetch.datasets.lists.table import SNIFFED_ROWS, Column, InputFormat, ListRow
 from datafetch.datasets.lists.text_table import TextFile, as_row, keys_of, path_time_ns
 from datafetch.datasets.lists.where import Condition
-from datafetch.datasets.readers import BadRow, Int64s, RecordReader
+from datafetch.datasets.readers import BadRow, Int64s, JsonListError, RecordReader
 from datafetch.errors import STARTS_OVER, ManifestError
 
 _INDEXED_RECORDS = 1000
@@ -120,10 +120,8 @@ class JsonTable:
     def _reading(self) -> Iterator[None]:
         try:
             yield
-        except ManifestError as error:
-            # What the reader says continues a sentence that begins with the name.
-            message = str(error)
-            raise error if self.name in message else ManifestError(f"{self.name} {message}") from error
+        except JsonListError as error:
+            raise ManifestError(f"{self.name} {error}") from error
 
 
 def _row(number: int, value: object) -> ListRow | BadRow:

@@ -6,7 +6,7 @@ the number of rows is limited in proportion to the size of the file. Everything 
 """
 
 from datafetch.datasets.readers.ids import INDEX_BITS, IdList, pack_pair, read_id_pairs, read_ids
-from datafetch.datasets.readers.json_list import ObjectMember, ObjectReader, RecordReader, replace_value
+from datafetch.datasets.readers.json_list import JsonListError, ObjectMember, ObjectReader, RecordReader, replace_value
 from datafetch.datasets.readers.jsonl import MAX_LINE_BYTES, LineFile, stem_of
 from datafetch.datasets.readers.limits import (
     MAX_NESTING,
@@ -35,6 +35,7 @@ __all__ = [
     "Fingerprint",
     "IdList",
     "Int64s",
+    "JsonListError",
     "LineFile",
     "ObjectMember",
     "ObjectReader",

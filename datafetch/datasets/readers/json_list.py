@@ -36,6 +36,10 @@ _SPACE = " \t\n\r"
 _AFTER_NUMBER = {",", "]", "}", *_SPACE}
 
 
+class JsonListError(ManifestError):
+    """A file can't be read. The message continues a sentence that begins with the file's name."""
+
+
 @dataclass(frozen=True, slots=True)
 class ObjectMember:
     """A member of a JSON object."""
@@ -112,23 +116,23 @@ class _Reader:
             character = self._next_character(file)
             if self._start_bytes == 0:
                 if character != self._OPENING:
-                    raise ManifestError(f"is not a JSON {self._WHAT}")
+                    raise JsonListError(f"is not a JSON {self._WHAT}")
                 character = self._peek(file)
                 if character == self._CLOSING:
                     character = self._next_character(file)
             elif character not in ends:
-                raise ManifestError(f"has changed since it was opened (no record at byte {self._start_bytes:,})")
+                raise JsonListError(f"has changed since it was opened (no record at byte {self._start_bytes:,})")
             while character != self._CLOSING:
                 left -= 1
                 if left < 0:  # callers hold a few bytes for each record
-                    raise ManifestError("has more records than a file of its size can have")
+                    raise JsonListError("has more records than a file of its size can have")
                 yield file
                 self._gap, self._gap_start = "", self._position
                 character = self._next_character(file)
                 if character not in ends:
-                    raise ManifestError("has no comma between two records" if character else "is cut short")
+                    raise JsonListError("has no comma between two records" if character else "is cut short")
             if self._next_character(file):
-                raise ManifestError(f"has data after its {self._WHAT}")
+                raise JsonListError(f"has data after its {self._WHAT}")
             self._record_start = self._position
 
     def _open_file_at(self, offset: int) -> IO[bytes]:
@@ -157,7 +161,7 @@ class _Reader:
         """Parse the next value. Most lie within the window; for others, more of the file is read into it.
 
         Raises:
-            ManifestError: It is not valid JSON, or is beyond a limit.
+            JsonListError: It is not valid JSON, or is beyond a limit.
         """
         more_chars = self._chunk_chars
         while True:
@@ -166,16 +170,16 @@ class _Reader:
             text_chars = len(self._window) - self._position
             is_final = self._is_end or text_chars > _MAX_RECORD_CHARS  # no more text would be read
             if text_chars > 2 * self._chunk_chars and max_parsed_bytes(self._window) > _MAX_PARSED_BYTES:
-                raise ManifestError(f"has a record that may take more than {_MAX_PARSED_BYTES:,} bytes of memory")
+                raise JsonListError(f"has a record that may take more than {_MAX_PARSED_BYTES:,} bytes of memory")
             try:
                 value, end = _DECODER.raw_decode(self._window, self._position)
             except RecursionError as error:
-                raise ManifestError(_TOO_DEEP) from error
+                raise JsonListError(_TOO_DEEP) from error
             except ValueError as error:
                 if too_long := explain_digit_limit(error):
-                    raise ManifestError(f"has a record that can't be read: {too_long}") from error
+                    raise JsonListError(f"has a record that can't be read: {too_long}") from error
                 if is_final:
-                    raise ManifestError("is not JSON, or is cut short") from error
+                    raise JsonListError("is not JSON, or is cut short") from error
             else:
                 # The digits of a number may continue beyond the window.
                 if is_final or not isinstance(value, int | float) or self._window[end : end + 1] in _AFTER_NUMBER:
@@ -183,7 +187,7 @@ class _Reader:
                         "{", self._position, end
                     )
                     if is_nested_deeply(value, brackets):
-                        raise ManifestError(_TOO_DEEP)
+                        raise JsonListError(_TOO_DEEP)
                     self._position = end
                     return value
             self._fill(file, more_chars)
@@ -194,14 +198,14 @@ class _Reader:
         try:
             chunk = file.read(chars)
         except UnicodeDecodeError as error:
-            raise ManifestError("is not UTF-8") from error
+            raise JsonListError("is not UTF-8") from error
         chunk_bytes = len(chunk.encode())
         self._unreported_bytes += chunk_bytes
         self._read_bytes += chunk_bytes
         self._is_end = not chunk
         self._gap += self._window[self._gap_start : self._position]
         if len(self._gap) > _MAX_GAP_CHARS:
-            raise ManifestError(f"has more than {_MAX_GAP_CHARS:,} blanks in a row")
+            raise JsonListError(f"has more than {_MAX_GAP_CHARS:,} blanks in a row")
         self._window = self._window[self._position :] + chunk
         self._position = self._gap_start = 0
 
@@ -215,8 +219,7 @@ class RecordReader(_Reader):
         """The records, in order.
 
         Raises:
-            ManifestError: The file is not a JSON list, is cut short, or is beyond a limit. The message continues a
-                sentence that begins with the file's name.
+            JsonListError: The file is not a JSON list, is cut short, or is beyond a limit.
             OSError: The file can't be read.
         """
         for file in self._records():
@@ -232,14 +235,13 @@ class ObjectReader(_Reader):
         """The members, in order; a name may be repeated.
 
         Raises:
-            ManifestError: The file is not a JSON object, is cut short, or is beyond a limit. The message continues a
-                sentence that begins with the file's name.
+            JsonListError: The file is not a JSON object, is cut short, or is beyond a limit.
             OSError: The file can't be read.
         """
         for file in self._records():
             name = self._value(file)
             if not isinstance(name, str) or self._next_character(file) != ":":
-                raise ManifestError("is not JSON, or is cut short")
+                raise JsonListError("is not JSON, or is cut short")
             yield ObjectMember(name, self._value(file))
 
 

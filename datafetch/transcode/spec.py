@@ -200,7 +200,9 @@ class ImageSpec:
     max_pixels: int = option(
         DEFAULT_MAX_PIXELS,
         _ImageOption(
-            help="Refuse images whose header says that they have more pixels.", effect=Effect.PERMITS, metavar="N"
+            help="Refuse images that have more pixels by their header, or would have once they are enlarged.",
+            effect=Effect.PERMITS,
+            metavar="N",
         ),
     )
     min_pixels: int = 1

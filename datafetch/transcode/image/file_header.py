@@ -2,9 +2,8 @@
 
 Each format says in its own way where a file ends, and a file that does not reach that place is cut off:
 
-* JPEG has an end marker behind its last scan. Segments are skipped by their lengths, so that the end marker of a
-  thumbnail in them is none. What follows the marker belongs to no JPEG (the second picture of a camera, the video of a
-  motion photo, bytes of a careless server), and is not looked at.
+* JPEG has an end marker behind its last scan (``jpeg_markers``). What follows the marker belongs to no JPEG (the second
+  picture of a camera, the video of a motion photo, bytes of a careless server), and is not looked at.
 * PNG ends with the chunk IEND, GIF with a trailer behind its last block, WebP after the length in its first bytes; what
   follows is not looked at either.
 * AVIF is a sequence of boxes that all have to be there; TIFF and BMP say where their pixels are.
@@ -24,16 +23,13 @@ from itertools import repeat
 
 from datafetch.model.outcome import FailureKind
 from datafetch.transcode.image.fitting import Refusal, Size
+from datafetch.transcode.image.jpeg_markers import END_OF_IMAGE, START_OF_SCAN, find_markers
 from datafetch.transcode.image.tiff_tags import directory_values
 
 _MAX_STEPS = 16_384  # segments, chunks or boxes of a file; and one more for each …
 _BYTES_PER_STEP = 64  # of these, for the blocks of an animated GIF, which have at most 255 bytes
 _MAX_STRIPS = 1 << 17  # of a TIFF; more than the rows of any
 
-_MARKER = re.compile(rb"\xff([^\0\xff\xd0-\xd7])")  # as in passthrough.py
-_WINDOW_BYTES = 1 << 16
-_END_OF_IMAGE, _START_OF_SCAN = 0xD9, 0xDA
-_WITHOUT_SEGMENT = frozenset({0x01, 0xD8})
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _FRAME = struct.Struct(">BHHB")  # bits of a sample, height, width, components; behind the segment's length
 _BITS, _COMPONENTS = 8, frozenset({1, 3, 4})  # of JPEGs that Pillow reads
@@ -133,35 +129,19 @@ def _steps(body: bytes, what: str, bytes_per_step: int = 0) -> Iterator[None]:
 
 
 def _read_jpeg(body: bytes) -> Size:
-    at, has_scan, size_px = 2, False, (0, 0)
-    for _ in _steps(body, "segments"):
-        found = _find_marker(body, at)
-        if found is None:
-            break
-        marker, at = found[1][0], found.end()
-        if marker == _END_OF_IMAGE:
+    has_scan, size_px = False, (0, 0)
+    for (marker, at), _ in zip(find_markers(body), _steps(body, "segments"), strict=False):
+        if marker == END_OF_IMAGE:
             if not has_scan:
                 raise _truncated("it has no picture")
             return size_px
-        if marker in _WITHOUT_SEGMENT:
-            continue
         if marker in _FRAMES and not has_scan:
             bits, height_px, width_px, components = _FRAME.unpack_from(body, at + 2)
             if bits != _BITS or components not in _COMPONENTS:
                 raise _corrupt(f"a JPEG of {bits} bits and {components} components")
             size_px = width_px, height_px
-        has_scan |= marker == _START_OF_SCAN
-        at += max(2, int.from_bytes(body[at : at + 2], "big"))
+        has_scan |= marker == START_OF_SCAN
     raise _truncated("it has no end marker")
-
-
-def _find_marker(jpeg: bytes, at: int) -> re.Match[bytes] | None:
-    """Find the next marker that is not part of pixels; other threads may go on between two windows."""
-    while at < len(jpeg):
-        if found := _MARKER.search(jpeg, at, at + _WINDOW_BYTES):
-            return found
-        at += _WINDOW_BYTES - 1  # the marker may begin with the last byte
-    return None
 
 
 def _read_png(body: bytes) -> Size:

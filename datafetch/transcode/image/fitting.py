@@ -1,4 +1,4 @@
-"""To which size an image is brought, and which images are left out for their size: arithmetic alone.
+"""To which size an image is brought, which images are left out for their size, and the refusals that follow.
 
 Rules: everything follows from the size in the header, so it is known before anything is decoded, and exact and fast
 resizing give the same size. This loads no decoder: images that are kept by their header are judged in the process that
@@ -81,8 +81,8 @@ def shrunk_size_px(size_px: Size, short_side_px: int | None) -> Size:
 def refuse_size(size_px: Size, spec: ImageSpec) -> Refusal | None:
     """Judge an image by the size in its header; None if it is not refused."""
     width_px, height_px = size_px
-    if (refusal := refuse_pixels(width_px * height_px, spec)) is not None:
-        return refusal
+    if width_px * height_px > spec.max_pixels:
+        return Refusal(FailureKind.TOO_MANY_PIXELS, f"over {spec.max_pixels:,} pixels")
     shorter_px, longer_px = sorted(size_px)
     if width_px * height_px < spec.min_pixels:
         return Refusal(
@@ -96,13 +96,6 @@ def refuse_size(size_px: Size, spec: ImageSpec) -> Refusal | None:
         return Refusal(
             FailureKind.ASPECT_RATIO_TOO_LARGE, f"over {spec.max_aspect_ratio:g} times as long on one side as the other"
         )
-    return None
-
-
-def refuse_pixels(pixels: int, spec: ImageSpec) -> Refusal | None:
-    """Refuse an image that has this many pixels, or for which as many are allocated; None if that is not too many."""
-    if pixels > spec.max_pixels:
-        return Refusal(FailureKind.TOO_MANY_PIXELS, f"over {spec.max_pixels:,} pixels")
     return None
 
 

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import re
-
 from PIL import ImageFile
 
 from datafetch.transcode.image.fitting import Fitting, fit
+from datafetch.transcode.image.jpeg_markers import END_OF_IMAGE, START_OF_SCAN, find_markers
 from datafetch.transcode.image.viewer_pixels import is_correct
 from datafetch.transcode.spec import Encoding, ImageFormat, ImageSpec, Pixels
 
-_START_OF_SCAN, _END = 0xDA, 0xD9  # where entropy-coded data starts, and where the image ends
-_MARKERS_WITHOUT_SEGMENT = frozenset({0x01, 0xD8})
-# Entropy-coded data contains restart markers, and a zero is stuffed behind each 0xff byte in it.
-_MARKER = re.compile(rb"\xff([^\0\xff\xd0-\xd7])")
 _MAX_REDUCTION = 8  # libjpeg can decode an eighth of the pixels per side, but no less
 
 
@@ -56,16 +51,10 @@ def is_intact(source: ImageFile.ImageFile, body: bytes) -> bool:
 
 
 def _has_end_marker(jpeg: bytes) -> bool:
-    """Return whether there is an end marker behind a scan, reading the file from its start.
-
-    Searching backwards from the end of the file could find a marker in data that was appended to the image.
-    """
-    at, has_scan = len(b"\xff\xd8"), False
-    while found := _MARKER.search(jpeg, at):
-        marker, at = found[1][0], found.end()
-        if marker == _END:
+    """Return whether there is an end marker behind a scan."""
+    has_scan = False
+    for marker, _ in find_markers(jpeg):
+        if marker == END_OF_IMAGE:
             return has_scan
-        has_scan |= marker == _START_OF_SCAN
-        if marker not in _MARKERS_WITHOUT_SEGMENT:
-            at += int.from_bytes(jpeg[at : at + 2], "big")
+        has_scan |= marker == START_OF_SCAN
     return False

@@ -27,20 +27,10 @@ from datafetch.output.formats.image_files import (
     published_files,
     read_index,
 )
-from datafetch.output.formats.image_suffix import image_suffix
 from datafetch.output.formats.output_format import size_bytes
 from datafetch.output.formats.rows_file import RowsFile, read_rows
-from datafetch.output.formats.sample_columns import (
-    KEY,
-    SampleValues,
-    caption_text,
-    has_several,
-    image_name,
-    kept_types,
-    metadata_json,
-    require_plain_key,
-    sample_values,
-)
+from datafetch.output.formats.sample_columns import KEY, SampleValues, kept_types, sample_values
+from datafetch.output.formats.sample_files import TEXT_SUFFIXES, named_files
 from datafetch.output.formats.shard_stats import STATS_SUFFIX, ShardStats
 from datafetch.output.row import OutputRow
 from datafetch.store.atomic import refuse_links_above
@@ -51,7 +41,6 @@ from datafetch.store.spool_format import ImageResult
 PARQUET_SUFFIX = ".parquet"
 _OF_SHARD = -1  # in place of a sample, in the index
 _NUMBERED_SUFFIX = ".file"
-_TEXT_SUFFIXES = (".json", ".txt")
 
 
 class FilesFormat(ImageFilesFormat):
@@ -114,20 +103,8 @@ class FilesWriter:
     def write_row(self, row: OutputRow) -> None:
         """Write the files of a sample, loading its images one at a time."""
         values = sample_values(row)
-        key, are_several = require_plain_key(values), has_several(row)
-        has_image = False
-        for number, image in enumerate(row.images):
-            if image.line.outcome == OK:
-                content = image.load().jpeg
-                name = image_name(key, number if are_several else None, image_suffix(content))
-                self._write_file(name, content, image.line.sample)
-                has_image = True
-        if has_image:
-            sample = row.images[0].line.sample
-            self._write_file(f"{key}.json", metadata_json(values), sample)
-            caption = caption_text(values)
-            if caption is not None:
-                self._write_file(f"{key}.txt", caption, sample)
+        for name, content in named_files(row, values):
+            self._write_file(name, content, row.images[0].line.sample)
         self._add(values, kept_types(row.values))
 
     def copy_row(self, row: StoredSample) -> None:
@@ -188,7 +165,7 @@ class FilesWriter:
         number = f"{self._count}{_NUMBERED_SUFFIX}"
         with (self._folder / number).open("wb") as file:
             file.write(content)
-            if not name.endswith(_TEXT_SUFFIXES):
+            if not name.endswith(TEXT_SUFFIXES):
                 file.flush()
                 # Starts writing it to the disk, so that bringing all of them there in the end is faster. For the small
                 # texts that costs more than it saves.
@@ -227,7 +204,7 @@ def _salvage(layout: OutputLayout, shard: str) -> Iterator[ImageResult]:
         if found and lines[0].sample == found[0].sample:
             paths = [layout.out / file.name for file in found]
             are_intact = [size_bytes(path) == file.size_bytes for path, file in zip(paths, found, strict=True)]
-            images = [path for path in paths if path.suffix not in _TEXT_SUFFIXES]
+            images = [path for path in paths if path.suffix not in TEXT_SUFFIXES]
             arrived = [line for line in lines if line.outcome == OK]
             if all(are_intact[: len(images)]) and len(images) == len(arrived):
                 for line, path in zip(arrived, images, strict=True):

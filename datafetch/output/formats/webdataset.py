@@ -22,21 +22,10 @@ from datafetch.errors import ResourceError, raise_if_exhausted
 from datafetch.model.outcome import OK
 from datafetch.model.regular_file import open_regular
 from datafetch.output.formats.checksummed_file import ChecksummedFile, crc32_of
-from datafetch.output.formats.image_suffix import image_suffix
 from datafetch.output.formats.output_format import ShardFormat
 from datafetch.output.formats.rows_file import RowsFile, no_longer_ours, read_rows
-from datafetch.output.formats.sample_columns import (
-    KEY,
-    SampleValues,
-    Status,
-    caption_text,
-    has_several,
-    image_name,
-    kept_types,
-    metadata_json,
-    require_plain_key,
-    sample_values,
-)
+from datafetch.output.formats.sample_columns import KEY, SampleValues, Status, kept_types, sample_values
+from datafetch.output.formats.sample_files import TEXT_SUFFIXES, named_files
 from datafetch.output.formats.shard_stats import STATS_SUFFIX, ShardStats, statuses
 from datafetch.output.formats.tar_file import TarMember, TarWriter, read_members
 from datafetch.output.row import OutputRow
@@ -114,19 +103,8 @@ class WebDatasetWriter:
     def write_row(self, row: OutputRow) -> None:
         """Append a sample, loading its images one at a time."""
         values = sample_values(row)
-        key, are_several = require_plain_key(values), has_several(row)
-        has_image = False
-        for number, image in enumerate(row.images):
-            if image.line.outcome == OK:
-                content = image.load().jpeg
-                name = image_name(key, number if are_several else None, image_suffix(content))
-                self._tar.write(name, content)
-                has_image = True
-        if has_image:
-            self._tar.write(f"{key}.json", metadata_json(values))
-            caption = caption_text(values)
-            if caption is not None:
-                self._tar.write(f"{key}.txt", caption)
+        for name, content in named_files(row, values):
+            self._tar.write(name, content)
         self._add(values, kept_types(row.values))
 
     def copy_row(self, row: StoredSample) -> None:
@@ -215,7 +193,7 @@ def _salvage(layout: OutputLayout, shard: str, path: Path) -> Iterator[ImageResu
     """The images of a tar that is as it was written: those of its samples, in the order of the ledger."""
     try:
         with open_regular(path) as file:
-            images = (member for member in read_members(file) if not member.name.endswith((".json", ".txt")))
+            images = (member for member in read_members(file) if not member.name.endswith(TEXT_SUFFIXES))
             for lines in read_samples(layout.ledger(shard)):
                 for line in lines:
                     if line.outcome == OK and (member := next(images, None)) is not None:

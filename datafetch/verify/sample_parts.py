@@ -13,6 +13,7 @@ from typing import Any
 from datafetch.model import exact_json
 from datafetch.output.formats.image_suffix import IMAGE_SUFFIXES
 from datafetch.output.formats.sample_columns import CAPTION, IMAGE, OWN_COLUMNS, STATUS, Status
+from datafetch.output.formats.sample_files import TEXT_SUFFIXES
 from datafetch.output.formats.shard_stats import statuses
 from datafetch.store.ledger_format import escaped
 from datafetch.verify.findings import Examination, ImageToDecode, Location, Problem
@@ -93,7 +94,7 @@ class SampleParts:
         suffix = name[name.rindex(".") :].lower()
         if content is None:
             yield problem(self._location, f"{suffix[1:]} has more than {MAX_PART_BYTES:,} bytes")
-        elif suffix in {".json", ".txt"}:
+        elif suffix in TEXT_SUFFIXES:
             self._texts[suffix] = content
         elif suffix in IMAGE_SUFFIXES:
             number = _number_of(name)

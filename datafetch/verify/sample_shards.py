@@ -23,11 +23,12 @@ import pyarrow.parquet as pq
 
 from datafetch.errors import ConfigurationError, ManifestError, raise_if_exhausted
 from datafetch.model.regular_file import open_regular, require_regular
-from datafetch.output.formats import FilesFormat, ParquetFormat, WebDatasetFormat
-from datafetch.output.formats.rows_file import read_rows
+from datafetch.output.formats import FORMATS, FilesFormat, ParquetFormat, ShardFormat, WebDatasetFormat
+from datafetch.output.formats.rows_file import PARQUET_SUFFIX, read_rows
 from datafetch.output.formats.sample_columns import IMAGE, KEY, STATUS, Status
 from datafetch.output.formats.shard_stats import STATS_SUFFIX
 from datafetch.output.formats.tar_file import TarMember, read_members
+from datafetch.output.formats.webdataset import TAR_SUFFIX
 from datafetch.store.atomic import LINK_ADVICE, leads_out
 from datafetch.store.layout import OutputLayout
 from datafetch.verify.findings import Examination, ImageToDecode, Location, Problem
@@ -35,7 +36,6 @@ from datafetch.verify.record_list import read_image
 from datafetch.verify.sample_parts import MAX_PART_BYTES, SampleParts, SampleRow, problem
 
 FORMATS_OF_SAMPLES = frozenset({WebDatasetFormat.name, ParquetFormat.name, FilesFormat.name})
-TAR_SUFFIX, PARQUET_SUFFIX = ".tar", ".parquet"
 _OF_SHARD = (PARQUET_SUFFIX, STATS_SUFFIX)
 _MAX_ROW_GROUP_BYTES = 2 << 30
 _MAX_STATS_BYTES = 64 << 20
@@ -97,11 +97,8 @@ class SampleShards:
         paths = sorted(folder.iterdir(), key=lambda path: path.name)
         self._outside = [path.name for path in paths if leads_out(path, real_folder)]
         self._names = {path.name for path in paths} - set(self._outside)
-        self._suffixes = {
-            WebDatasetFormat.name: (TAR_SUFFIX, PARQUET_SUFFIX, STATS_SUFFIX),
-            ParquetFormat.name: (PARQUET_SUFFIX,),
-            FilesFormat.name: _OF_SHARD,
-        }[output_format]
+        known_format = FORMATS[output_format]
+        self._suffixes = known_format.suffixes if isinstance(known_format, ShardFormat) else _OF_SHARD
         self._shards = sorted(
             {
                 name.removesuffix(suffix)

@@ -28,7 +28,7 @@ from datafetch.output.formats.image_files import (
     read_index,
 )
 from datafetch.output.formats.output_format import size_bytes
-from datafetch.output.formats.rows_file import RowsFile, read_rows
+from datafetch.output.formats.rows_file import PARQUET_SUFFIX, RowsFile, read_rows
 from datafetch.output.formats.sample_columns import KEY, SampleValues, kept_types, sample_values
 from datafetch.output.formats.sample_files import TEXT_SUFFIXES, named_files
 from datafetch.output.formats.shard_stats import STATS_SUFFIX, ShardStats
@@ -38,7 +38,6 @@ from datafetch.store.layout import OutputLayout
 from datafetch.store.ledger_reader import read_samples
 from datafetch.store.spool_format import ImageResult
 
-PARQUET_SUFFIX = ".parquet"
 _OF_SHARD = -1  # in place of a sample, in the index
 _NUMBERED_SUFFIX = ".file"
 

@@ -16,7 +16,7 @@ from datafetch.errors import ResourceError
 from datafetch.model.outcome import OK
 from datafetch.output.formats.image_suffix import image_suffix
 from datafetch.output.formats.output_format import ShardFormat
-from datafetch.output.formats.rows_file import RowsFile, read_rows
+from datafetch.output.formats.rows_file import PARQUET_SUFFIX, RowsFile, read_rows
 from datafetch.output.formats.sample_columns import (
     IMAGE,
     SampleValues,
@@ -29,8 +29,6 @@ from datafetch.output.formats.sample_columns import (
 from datafetch.output.row import OutputRow
 from datafetch.store.layout import OutputLayout
 from datafetch.store.spool_format import SpooledImage
-
-PARQUET_SUFFIX = ".parquet"
 
 
 class ParquetFormat(ShardFormat):

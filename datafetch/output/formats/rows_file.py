@@ -28,6 +28,7 @@ from datafetch.output.formats.column_types import (
 )
 from datafetch.output.formats.sample_columns import IMAGE, STATUS, URL, SampleValues, is_list, with_lists, without_lists
 
+PARQUET_SUFFIX = ".parquet"
 ROW_GROUP_BYTES = 16 << 20
 """The size of the rows of a row group, without what Arrow adds; one row may be larger."""
 _MAX_ROWS = 10_000

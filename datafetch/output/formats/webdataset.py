@@ -23,7 +23,7 @@ from datafetch.model.outcome import OK
 from datafetch.model.regular_file import open_regular
 from datafetch.output.formats.checksummed_file import ChecksummedFile, crc32_of
 from datafetch.output.formats.output_format import ShardFormat
-from datafetch.output.formats.rows_file import RowsFile, no_longer_ours, read_rows
+from datafetch.output.formats.rows_file import PARQUET_SUFFIX, RowsFile, no_longer_ours, read_rows
 from datafetch.output.formats.sample_columns import KEY, SampleValues, Status, kept_types, sample_values
 from datafetch.output.formats.sample_files import TEXT_SUFFIXES, named_files
 from datafetch.output.formats.shard_stats import STATS_SUFFIX, ShardStats, statuses
@@ -34,7 +34,7 @@ from datafetch.store.ledger_reader import read_samples
 from datafetch.store.shard_summary import read_file_checks
 from datafetch.store.spool_format import ImageResult
 
-TAR_SUFFIX, PARQUET_SUFFIX = ".tar", ".parquet"
+TAR_SUFFIX = ".tar"
 _CHUNK_BYTES = 1 << 20
 
 

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-from functools import partial
 from inspect import Parameter
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from datafetch.cli.command import Command, as_command, with_options, write_examples
-from datafetch.cli.exit_code import check_min_success, exit_code_of
 from datafetch.cli.options import (
     PERMISSIONS,
     DryRun,
@@ -20,18 +17,12 @@ from datafetch.cli.options import (
     MinSuccess,
     parameters_of,
 )
-from datafetch.cli.progress import show_progress
-from datafetch.cli.recipe import report_dry_run
-from datafetch.cli.render import show_report
-from datafetch.cli.report_targets import refuse_log_within
-from datafetch.cli.reporter import Reporting, open_reporter
+from datafetch.cli.reporter import Reporting
+from datafetch.cli.single_job import SingleJob
 from datafetch.datasets import LIST
-from datafetch.datasets.recipes import part_of
 from datafetch.engine.cluster.choice import WhereToRun
 from datafetch.engine.job import Job, own_spec
 from datafetch.engine.list_job import ListJob
-from datafetch.engine.recipe import PlannedDataset
-from datafetch.engine.repeated_job import read_repeated_job
 from datafetch.fetch import FetchPolicy
 from datafetch.model.options import OptionField, OptionGroup
 
@@ -79,26 +70,16 @@ def get(  # noqa: PLR0913 - one parameter an option
     given: GivenOptions,
 ) -> int:
     """Fetch the images of a list of URLs, resuming an earlier run."""
-    check_min_success(min_success)
-    where = given.apply(WhereToRun())
-    repeated = None if job is None else read_repeated_job(job, LIST.name)
-    if repeated is not None:
-        repeated.refuse_missing(given.values)
-        given = replace(given, repeated=repeated.row_values)
-    own = given.change(ListJob(inputs, out, LIST.options, image=own_spec(LIST)))
-    own = replace(own, world_size=None) if no_reshard else own
-    reporting = given.apply(Reporting())
-    refuse_log_within(reporting.log, [own.out])
-    if repeated is not None:
-        repeated.refuse_contradiction(own)
-    with open_reporter(reporting) as reporter:
-        if repeated is not None:
-            repeated.log_left_out()
-        if dry_run:
-            return report_dry_run([PlannedDataset(part_of(LIST.name), own.out, own)], repeated, as_json=json)
-        report = where.run(own, [partial(show_progress, reporter=reporter)], repeated)
-        show_report(report, as_json=json)
-        return exit_code_of(report, min_success)
+    return SingleJob(
+        dataset=LIST.name,
+        make=lambda given: given.change(ListJob(inputs, out, LIST.options, image=own_spec(LIST))),
+        given=given,
+        repeats=job,
+        no_reshard=no_reshard,
+        min_success=min_success,
+        dry_run=dry_run,
+        json=json,
+    ).carry_out()
 
 
 class _Get(Command):

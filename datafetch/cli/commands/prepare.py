@@ -7,8 +7,7 @@ datasets.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
-from functools import cache, partial
+from functools import cache
 from inspect import Parameter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
@@ -16,7 +15,6 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import typer
 
 from datafetch.cli.command import USAGE_ERRORS, Command, as_command, with_options, write_examples
-from datafetch.cli.exit_code import check_min_success, exit_code_of
 from datafetch.cli.options import (
     PERMISSIONS,
     CheckSources,
@@ -29,17 +27,14 @@ from datafetch.cli.options import (
     Root,
     parameters_of,
 )
-from datafetch.cli.progress import show_progress
 from datafetch.cli.recipe import prepare as prepare_several
-from datafetch.cli.recipe import report_dry_run, report_sources
-from datafetch.cli.render import show_report
-from datafetch.cli.report_targets import refuse_log_within
-from datafetch.cli.reporter import Reporting, open_reporter
+from datafetch.cli.reporter import Reporting
+from datafetch.cli.single_job import SingleJob
 from datafetch.datasets import DATASETS, find_dataset
 from datafetch.datasets.recipes import RECIPE, STEPS, default_source, expand_targets, part_of
 from datafetch.engine.cluster.choice import WhereToRun
 from datafetch.engine.job import Job, own_spec, reshard_plan
-from datafetch.engine.recipe import PlannedDataset, with_limited_rows
+from datafetch.engine.recipe import with_limited_rows
 from datafetch.engine.repeated_job import read_repeated_job
 from datafetch.errors import ConfigurationError
 from datafetch.fetch import FetchPolicy
@@ -91,31 +86,19 @@ def prepare(  # noqa: PLR0913 - one parameter an option
 ) -> int:
     """Build a dataset where the trainer expects it, resuming an earlier run."""
     dataset = find_dataset(target)
-    check_min_success(min_success)
-    where = given.apply(WhereToRun())
-    repeated = None if job is None else read_repeated_job(job, target)
-    if repeated is not None:
-        repeated.refuse_missing(given.values)
-        given = replace(given, repeated=repeated.row_values)
     place = default_source(target) if source is None else source
     own = Job(target, place, output_below(root, dataset.path), image=own_spec(dataset), options=dataset.options)
-    own = with_limited_rows(given.change(own))
-    own = replace(own, world_size=None) if no_reshard else own
-    reporting = given.apply(Reporting())
-    refuse_log_within(reporting.log, [own.out])
-    if repeated is not None:
-        repeated.refuse_contradiction(own)
-    planned = [PlannedDataset(part_of(target), own.out, own)]
-    with open_reporter(reporting) as reporter:
-        if repeated is not None:
-            repeated.log_left_out()
-        if dry_run:
-            return report_dry_run(planned, repeated, as_json=json)
-        if check_sources:
-            return report_sources(planned, as_json=json)
-        report = where.run(own, [partial(show_progress, reporter=reporter)], repeated)
-        show_report(report, as_json=json)
-        return exit_code_of(report, min_success)
+    return SingleJob(
+        dataset=target,
+        make=lambda given: with_limited_rows(given.change(own)),
+        given=given,
+        repeats=job,
+        no_reshard=no_reshard,
+        min_success=min_success,
+        dry_run=dry_run,
+        json=json,
+        check_sources=check_sources,
+    ).carry_out()
 
 
 class _PrepareTargets(Command):

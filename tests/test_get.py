@@ -9,7 +9,7 @@ import pickle
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -26,6 +26,7 @@ from datafetch.datasets.readers import ParquetFile
 from datafetch.demo.origin import Origin
 from datafetch.engine.choices import row_defaults
 from datafetch.engine.job import dataset_of, own_spec
+from datafetch.engine.list_job import JobFields
 from datafetch.store.layout import OutputLayout
 
 POLICY = FetchPolicy(allow_net=LOOPBACK, per_host=64, retries=0)
@@ -179,6 +180,13 @@ def test_only_pickle_rows_take_a_payload(tmp_path: Path) -> None:
     as_pickle = replace(job, options=ListOptions(format=ListFormat.PICKLE))
     assert dataset_of(as_pickle).payloads == frozenset(Payload)
     assert "--payload base64" in row_defaults(replace(as_pickle, payload=Payload.BASE64))
+
+
+def test_a_type_checker_knows_the_fields_of_a_list() -> None:
+    """They are all that a job has, with the same types, besides what follows from the list."""
+    of_job, of_list = get_type_hints(Job), get_type_hints(JobFields)
+    assert of_list.items() <= of_job.items()
+    assert of_job.keys() - of_list.keys() == {"dataset", "source", "out", "ids", "options", "stored_at"}
 
 
 def test_a_list_needs_an_input() -> None:

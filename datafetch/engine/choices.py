@@ -90,7 +90,7 @@ def row_defaults(job: Job) -> list[str]:
     texts: list[str] = []
     for one in settings_in(job):
         is_fixed = one.option.name == "payload" and len(dataset.payloads) == 1
-        if one.option.option.counts_if_set:
+        if one.option.option.omitted_if_default:
             continue
         if one.effect in _DECIDES_ROWS and one.is_default and not is_fixed:
             is_choice = one.value is None and one.option.option.unset not in _NO_CHOICE

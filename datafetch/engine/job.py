@@ -14,7 +14,6 @@ import msgspec
 import orjson
 
 from datafetch.datasets import find_dataset
-from datafetch.datasets.lists.list_dataset import ListOptions
 from datafetch.errors import ConfigurationError
 from datafetch.fetch import MAX_BYTES, FetchPolicy
 from datafetch.model.dataset import Dataset
@@ -235,7 +234,7 @@ def identify(job: Job, manifest: Manifest, spec: ImageSpec) -> Identity:
 
 def identify_settings(job: Job, spec: ImageSpec) -> Identity:
     """The part of a job's identity that follows from options alone, and is known before its manifest is read."""
-    unset = {one.name for one in options_of(ImageSpec) if one.option.counts_if_set and one.is_default_of(spec)}
+    unset = {one.name for one in options_of(ImageSpec) if one.option.omitted_if_default and one.is_default_of(spec)}
     of_images = {name: value for name, value in row_options(spec).items() if name not in unset}
     return {**row_options(job), **of_images, **_resizing(spec), **_set_row_options(job.options)}
 
@@ -283,8 +282,8 @@ def _own_encoding(dataset: Dataset) -> Encoding:
 
 
 def inputs_of(job: Job) -> tuple[str, ...]:
-    """Where the files of a dataset are that takes inputs, in order."""
-    return (job.source, *(job.options.more_inputs if isinstance(job.options, ListOptions) else ()))
+    """The places of the files that a job reads, in order."""
+    return (job.source,) if job.options is None else job.options.inputs(job.source)
 
 
 def _resizing(spec: ImageSpec) -> Identity:

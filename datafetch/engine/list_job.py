@@ -4,16 +4,40 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from datetime import datetime
+from typing import TypedDict, Unpack
 
 from datafetch.datasets import LIST
 from datafetch.datasets.lists.list_dataset import ListOptions
 from datafetch.engine.job import Job
 from datafetch.errors import ConfigurationError
+from datafetch.fetch import FetchPolicy
+from datafetch.model.kinds import Payload
+from datafetch.transcode import ImageSpec
+
+
+class JobFields(TypedDict, total=False):
+    """The fields of ``Job`` that a list may have, besides those that ``ListJob`` sets."""
+
+    mirror: str
+    limit: int | None
+    image: ImageSpec | None
+    payload: Payload
+    fetch: FetchPolicy
+    processes: int | None
+    workers: int | None
+    memory_bytes: int
+    max_sample_bytes: int
+    scratch: str | None
+    world_size: int | None
+    fresh: bool
+    reuse: bool
+    finish_by: datetime | None
+    no_lock: bool
 
 
 def ListJob(  # noqa: N802 - it makes a job as a class would
-    inputs: str | Sequence[str], out: str, options: ListOptions | None = None, **fields: Any
+    inputs: str | Sequence[str], out: str, options: ListOptions | None = None, **fields: Unpack[JobFields]
 ) -> Job:
     """Make the job that fetches the images of a list of URLs.
 

@@ -64,8 +64,8 @@ class Option:
         is_time: Whether it is a time, which may be given as ``07:00``, ``2030-12-31T07:00`` or ``6h`` from now.
         is_of_one_run: Whether it holds for one run, and so is not stored with the job.
         minimum: The minimum of an integer option of a dataset; None for no check.
-        counts_if_set: Whether an option that decides the rows is named, and is part of a job's identity, only where it
-            is set: it is younger than identities which must stay what they are.
+        omitted_if_default: Whether the option is left out of a job's identity, and of what is said of its defaults,
+            while it has its default, so that identities from before it existed stay the same.
     """
 
     help: str
@@ -82,7 +82,7 @@ class Option:
     is_time: bool = False
     is_of_one_run: bool = False
     minimum: int | None = None
-    counts_if_set: bool = False
+    omitted_if_default: bool = False
 
 
 def option(default: _Value, declared: Option) -> _Value:
@@ -164,6 +164,14 @@ class DatasetOptions:
 
     Frozen, validated when created, and picklable.
     """
+
+    def inputs(self, source: str) -> tuple[str, ...]:
+        """The places of the files that a job reads, in order.
+
+        Args:
+            source: What the job gives as its source.
+        """
+        return (source,)
 
     def __post_init__(self) -> None:
         """Check all values before anything is read.

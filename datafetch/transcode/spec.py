@@ -20,7 +20,7 @@ RESIZER = "cykooz-resizer 4"
 """What computes the pixels of ``fast_resize``, as a job's identity names it; it changes if and only if the bytes do."""
 
 _ImageOption = partial(Option, group=OptionGroup.IMAGES)
-_LaterOption = partial(_ImageOption, counts_if_set=True)
+_OptionOmittedByDefault = partial(_ImageOption, omitted_if_default=True)
 
 
 class Pixels(StrEnum):
@@ -141,18 +141,22 @@ class ImageSpec:
     )
     resize_mode: ResizeMode | None = option(
         None,
-        _LaterOption(
+        _OptionOmittedByDefault(
             help="How to fit each image to --size: scale the shorter side to it (keep-ratio), or the longer one "
             "(keep-ratio-largest); scale the shorter side and crop to a square (center-crop); scale the longer side "
             "and pad with white to a square (border).",
             unset="none",
         ),
     )
-    size_px: int | None = option(None, _LaterOption(name="size", help="The size for --resize-mode.", metavar="PX"))
-    only_if_bigger: bool = option(
-        False, _LaterOption(help="Fit only images that are larger than --size; others stay as they are.")
+    size_px: int | None = option(
+        None, _OptionOmittedByDefault(name="size", help="The size for --resize-mode.", metavar="PX")
     )
-    image_format: ImageFormat = option(ImageFormat.JPG, _LaterOption(help="The format of images that are encoded."))
+    only_if_bigger: bool = option(
+        False, _OptionOmittedByDefault(help="Fit only images that are larger than --size; others stay as they are.")
+    )
+    image_format: ImageFormat = option(
+        ImageFormat.JPG, _OptionOmittedByDefault(help="The format of images that are encoded.")
+    )
     quality: int = option(
         75, _ImageOption(help="Quality of JPEG (1 to 95) and WebP (1 to 100); PNG has none.", metavar="Q")
     )
@@ -177,25 +181,27 @@ class ImageSpec:
     )
     check: BodyCheck = option(
         BodyCheck.FULL,
-        _LaterOption(
+        _OptionOmittedByDefault(
             help="With --encode received: decode every image, or only look at its header and whether its end is there.",
         ),
     )
     min_size_px: int | None = option(
         None,
-        _LaterOption(
+        _OptionOmittedByDefault(
             name="min_size", help="Leave out images whose shorter side has fewer pixels.", metavar="PX", unset="none"
         ),
     )
     max_aspect_ratio: float | None = option(
         None,
-        _LaterOption(
+        _OptionOmittedByDefault(
             help="Leave out images whose longer side is more than R times the shorter one.", metavar="R", unset="none"
         ),
     )
     max_area_px: int | None = option(
         None,
-        _LaterOption(name="max_area", help="Leave out images with more than N pixels.", metavar="N", unset="none"),
+        _OptionOmittedByDefault(
+            name="max_area", help="Leave out images with more than N pixels.", metavar="N", unset="none"
+        ),
     )
     max_pixels: int = option(
         DEFAULT_MAX_PIXELS,

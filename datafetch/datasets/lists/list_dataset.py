@@ -108,6 +108,10 @@ class ListOptions(DatasetOptions):
         10_000, Option(help="Number of samples of a shard.", metavar="N", group=OptionGroup.OUTPUT, minimum=1)
     )
 
+    def inputs(self, source: str) -> tuple[str, ...]:
+        """The source of the job, and all other inputs."""
+        return (source, *self.more_inputs)
+
     def __post_init__(self) -> None:
         """Check all values before anything is read.
 

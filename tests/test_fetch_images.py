@@ -275,7 +275,7 @@ async def test_what_is_in_flight_is_bounded(web: Web) -> None:
         assert image.failure is None
         assert len(pulled) <= taken + _MAX_TASKS
         assert stream._budget.held_bytes <= memory_bytes + largest
-        assert sum(len(one.image.content or b"") for one in stream._fetched) <= memory_bytes + largest
+        assert sum(len(one.image.content or b"") for one in stream._waiting) <= memory_bytes + largest
     assert taken == 2000
 
 

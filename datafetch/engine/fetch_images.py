@@ -119,10 +119,10 @@ async def _iterate(stream: _ImageStream, transcoder: Transcoder) -> AsyncGenerat
     working = asyncio.create_task(stream.run(transcoder))
     working.add_done_callback(lambda _: stream.wake())
     try:
-        while (fetched := await stream.take(working)) is not None:
-            yield fetched.image
-            if not fetched.taken.done():  # or the work has ended with an error, which is raised now
-                fetched.taken.set_result(None)
+        while (waiting := await stream.take(working)) is not None:
+            yield waiting.image
+            if not waiting.taken.done():  # or the work has ended with an error, which is raised now
+                waiting.taken.set_result(None)
     finally:
         await _end(working)
 
@@ -144,7 +144,7 @@ async def _end(task: asyncio.Task[None]) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class _Fetched:
+class _WaitingImage:
     """An image, and whom to tell when it has been taken and the next one is asked for."""
 
     image: FetchedImage
@@ -166,7 +166,7 @@ class _ImageStream:
         self._policy = policy
         self._spec = spec
         self._budget = BodyBudget(memory_bytes)
-        self._fetched: deque[_Fetched] = deque()
+        self._waiting: deque[_WaitingImage] = deque()
         self._changed = asyncio.Event()
 
     async def run(self, transcoder: Transcoder) -> None:
@@ -193,19 +193,19 @@ class _ImageStream:
         finally:
             await self._urls.aclose()
 
-    async def take(self, working: asyncio.Task[None]) -> _Fetched | None:
+    async def take(self, working: asyncio.Task[None]) -> _WaitingImage | None:
         """Wait for the next image; None if there are no more.
 
         Raises:
             Exception: What has ended the work.
         """
-        while not self._fetched:
+        while not self._waiting:
             if working.done():
                 working.result()
                 return None
             self._changed.clear()
             await self._changed.wait()
-        return self._fetched.popleft()
+        return self._waiting.popleft()
 
     def wake(self) -> None:
         """Have ``take`` look again."""
@@ -224,10 +224,10 @@ class _ImageStream:
             file_format = written if isinstance(outcome, Encoded) else ""
             (url,) = sample.urls
             image = FetchedImage(sample.position, sample.key, url, line.final_url, outcome, file_format)
-            fetched = _Fetched(image, asyncio.get_running_loop().create_future())
-            self._fetched.append(fetched)
+            waiting = _WaitingImage(image, asyncio.get_running_loop().create_future())
+            self._waiting.append(waiting)
             self.wake()
-            await fetched.taken
+            await waiting.taken
 
 
 async def _numbered(urls: Iterable[UrlOrPair] | AsyncIterable[UrlOrPair]) -> AsyncGenerator[Sample, None]:

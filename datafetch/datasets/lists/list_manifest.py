@@ -101,6 +101,7 @@ class ListManifest(Manifest):
         self._refuse_stopped = refuse_stopped
         self._cache: ScanCache | None = None
         self._scans: dict[int, FileScan] = {}
+        self._found: list[_Found] | None = None
         self._columns = [choose_columns(table, wanted, self._conditions) for table in tables]
         self._log_columns()
 
@@ -114,7 +115,7 @@ class ListManifest(Manifest):
 
     def expected_samples(self) -> int:
         """The number of samples."""
-        return sum(found.selected for found in self._found)
+        return sum(found.selected for found in self._scan_all())
 
     def identity_fields(self) -> Mapping[str, object]:
         """Which columns have what. Files of the same columns count as one."""
@@ -138,23 +139,19 @@ class ListManifest(Manifest):
 
     def choices(self) -> list[str]:
         """What the shards are made of."""
-        found = self._found
-        rows = sum(one.rows for one in found)
         if not self._conditions:
             return []
+        rows = sum(one.rows for one in self._scan_all())
         return [f"{counted(self.expected_samples(), 'row')} of {rows:,} meet the conditions (--where)"]
 
     def keep_scans(self, cache: ScanCache) -> None:
         """Use what earlier runs found, and keep what this one finds and has found."""
         before, self._cache = self._cache, cache
-        if before is None and "_found" not in self.__dict__:
-            return
+        if before is None and self._found is None:
+            return  # nothing was scanned
         for number, table in enumerate(self._tables):
             if self._conditions or table.input_format is not InputFormat.PARQUET:
-                self._cache = before
-                scan = self._scan(number)
-                self._cache = cache
-                self._keeper(number).save(scan)
+                self._keeper(number, cache).save(self._scan(number, before))
 
     def samples(self, shard: Shard) -> Samples:
         """The samples of a shard.
@@ -177,8 +174,8 @@ class ListManifest(Manifest):
             first: The position of the first sample to read.
         """
         table, columns = self._tables[part.table], self._columns[part.table]
-        scan = self._scan(part.table)
-        rows_before = sum(found.rows for found in self._found[: part.table])
+        scan = self._scan(part.table, self._cache)
+        rows_before = sum(found.rows for found in self._scan_all()[: part.table])
         numbers = scan.numbers(part.start + first, part.stop)
         rows = table.rows(scan, numbers, columns.needed)
         for position, (number, row) in enumerate(zip(numbers.tolist(), rows, strict=True), first):
@@ -204,8 +201,10 @@ class ListManifest(Manifest):
     def _position_digits(self) -> int:
         return math.ceil(math.log10(self._rules.shard_size))
 
-    @cached_property
-    def _found(self) -> list[_Found]:
+    def _scan_all(self) -> list[_Found]:
+        """What was found in each file; the first call scans them."""
+        if self._found is not None:
+            return self._found
         total_bytes = sum(table.size_bytes for table in self._tables)
         found = []
         with Activity("reading the list", total_bytes, ActivityUnit.BYTE) as activity:
@@ -219,15 +218,16 @@ class ListManifest(Manifest):
                     activity.advance(read_bytes)
                     self._refuse_stopped()
 
-                scan = self._scan(number, advance)
+                scan = self._scan(number, self._cache, advance)
                 activity.advance(left_bytes)
                 found.append(_Found(scan.rows, scan.selected))
+        self._found = found
         return found
 
     @cached_property
     def _parts(self) -> list[_Part]:
         parts: list[_Part] = []
-        for number, found in enumerate(self._found):
+        for number, found in enumerate(self._scan_all()):
             count = -(-found.selected // self._rules.shard_size)
             if len(parts) + count > _MAX_SHARDS:
                 raise ManifestError(
@@ -237,7 +237,7 @@ class ListManifest(Manifest):
             bounds = [*range(0, found.selected, self._rules.shard_size), found.selected]
             parts += [_Part(number, start, stop) for start, stop in pairwise(bounds)]
         if not parts:
-            rows = sum(found.rows for found in self._found)
+            rows = sum(found.rows for found in self._scan_all())
             reason = f"none of its {rows:,} rows meets the conditions of --where" if rows else "it has no rows"
             raise ManifestError(
                 f"there is nothing to fetch from {self._tables[0].name}{self._more()}: {reason}; give another list "
@@ -261,23 +261,23 @@ class ListManifest(Manifest):
             for number, part in enumerate(self._parts)
         ]
 
-    def _scan(self, number: int, advance: Callable[[int], None] | None = None) -> FileScan:
-        """The scan of a file."""
+    def _scan(self, number: int, cache: ScanCache | None, advance: Callable[[int], None] | None = None) -> FileScan:
+        """The scan of a file, which is read and kept in a cache if it is not held."""
         scan = self._scans.get(number)
         if scan is None:
-            scan = self._tables[number].scan(self._conditions, self._keeper(number, advance))
+            scan = self._tables[number].scan(self._conditions, self._keeper(number, cache, advance))
             while len(self._scans) >= _HELD_SCANS:
                 del self._scans[next(iter(self._scans))]
             self._scans[number] = scan
         return scan
 
-    def _keeper(self, number: int, advance: Callable[[int], None] | None = None) -> ScanKeeper:
+    def _keeper(self, number: int, cache: ScanCache | None, advance: Callable[[int], None] | None = None) -> ScanKeeper:
         table = self._tables[number]
         criteria = (_SCAN_VERSION, table.input_format, table.fingerprint, table.scan_criteria, self._conditions)
         key = hashlib.sha256(repr(criteria).encode()).hexdigest()
         selects = bool(self._conditions)
         return ScanKeeper(
-            key, table.size_bytes, self._cache, selects=selects, advance=advance or (lambda _: self._refuse_stopped())
+            key, table.size_bytes, cache, selects=selects, advance=advance or (lambda _: self._refuse_stopped())
         )
 
     def _log_columns(self) -> None:

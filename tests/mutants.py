@@ -216,7 +216,7 @@ FAULTS = (
     ),
     Fault(
         "an image that arrived damaged twice, byte for byte, may pass",
-        "engine/fetch_sample.py",
+        "engine/fetch_image.py",
         "if isinstance(outcome, Failure) and outcome.is_as_damaged_as(before):",
         "if False:",
         ("job", "fetch_sample"),
@@ -307,9 +307,9 @@ FAULTS = (
     ),
     Fault(
         "an image one pixel over the bound is decoded",
-        "transcode/codec.py",
-        "    if width_px * height_px > spec.max_pixels:\n",
-        "    if width_px * height_px > spec.max_pixels + 1:\n",
+        "transcode/image/fitting.py",
+        "    width_px, height_px = size_px\n    if width_px * height_px > spec.max_pixels:\n",
+        "    width_px, height_px = size_px\n    if width_px * height_px > spec.max_pixels + 1:\n",
         ("codec", "codec_header"),
     ),
     Fault(

@@ -233,7 +233,7 @@ def test_the_jobs_image_spec_is_applied(job: Job) -> None:
 
 def test_changed_columns_of_a_list_are_named_by_their_options() -> None:
     """Each option once, with the columns of all files; a change of nothing but combinations is one, too."""
-    columns = {"url": "URL", "caption": "TEXT", "keep": [], "id": None, "sha256": None, "md5": None}
+    columns: dict[str, Any] = {"url": "URL", "caption": "TEXT", "keep": [], "id": None, "sha256": None, "md5": None}
     before = {"columns": [columns], "where": [], "output_format": "webdataset", "input_formats": ["csv"]}
     changed = [columns | {"keep": ["width"], "caption": None, "id": "n"}, columns | {"keep": ["width", "height"]}]
     now = {"columns": changed, "where": ["n > 1", "n < 9"], "output_format": "files", "input_formats": ["csv", "tsv"]}

@@ -182,7 +182,7 @@ async def _look_at(one: PlannedDataset, repeated: RepeatedJob | None) -> DryRun:
 def _refuse_bucket(job: Job) -> None:
     if is_bucket(job.out):
         raise ConfigurationError(
-            f"--dry-run asks nobody, so it can't know what is in {job.out}; with a local --root it says all the rest"
+            f"--dry-run asks nobody, so it can't know what is in {job.out}; with a local folder it says all the rest"
         )
 
 

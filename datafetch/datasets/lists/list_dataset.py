@@ -58,8 +58,8 @@ class ListOptions(DatasetOptions):
         url_col: The column of the URLs; None finds it by name and content. A column of lists of URLs makes samples
             with several images.
         caption_col: The column of the captions; None finds it by its name.
-        keep_col: Columns that are kept with each sample; ``all`` for every one that has no URLs, captions or ids.
-        id_col: The column of the samples' ids; None for none, and in pickle rows for the rows' numbers.
+        keep_col: Columns that are kept with each sample; ``all`` keeps all.
+        id_col: The column of the samples' ids; None numbers the rows.
         sha256_col: The column of the SHA-256 that each image file must have, as it arrives.
         md5_col: The column of the MD5 that each image file must have, as it arrives.
         where: Conditions that a row has to meet, all of them: ``COLUMN OP VALUE``.
@@ -82,8 +82,8 @@ class ListOptions(DatasetOptions):
     keep_col: tuple[str, ...] = option(
         (),
         Option(
-            help="Column to keep with each sample, or 'all' for every column that is not the one of the URLs, captions "
-            "or ids. Repeatable.",
+            help="Column to keep with each sample, or 'all' for every column besides those of URLs and captions. "
+            "Repeatable.",
             metavar="COLUMN",
             unset="none",
             effect=Effect.MANIFEST,

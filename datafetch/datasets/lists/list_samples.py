@@ -103,6 +103,8 @@ def _is_missing(value: object) -> bool:
 def _id(value: object) -> str | int | None:
     if isinstance(value, int) and not isinstance(value, bool):
         return value
+    if isinstance(value, float) and value.is_integer():  # LAION has them as floating point
+        return int(value)
     return None if _is_missing(value) else plain_text(json_value(value))
 
 

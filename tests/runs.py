@@ -19,7 +19,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Self
+from typing import Protocol, Self
 
 import psutil
 import pyarrow.parquet as pq
@@ -58,15 +58,17 @@ class RunFolders:
     Attributes:
         root: The trainer's data folder.
         scratch: The folder for its spools; None is the state folder.
+        path: The output, relative to the root.
     """
 
     root: Path
     scratch: Path | None = None
+    path: Path = Path("coyo-700m", "pkl03-split")
 
     @property
     def layout(self) -> OutputLayout:
         """The paths of the output."""
-        return OutputLayout(self.root / "coyo-700m" / "pkl03-split", self.scratch)
+        return OutputLayout(self.root / self.path, self.scratch)
 
     def spools(self) -> list[Path]:
         """Return the spools of all shards in progress."""
@@ -154,10 +156,22 @@ class Trial:
         return {url: by_path.get("/" + url.split("/", 3)[3], 0) for url in self.source.urls.values()}
 
 
+class Observed(Protocol):
+    """A dataset with an origin of its own."""
+
+    def check_files(self, folders: RunFolders) -> None:
+        """Check that the output holds only complete files."""
+        ...
+
+    def requests(self) -> Mapping[str, int]:
+        """Return the number of requests for each URL."""
+        ...
+
+
 class StoredImages:
     """The images stored when a run last stopped, and how often each URL had been requested by then."""
 
-    def __init__(self, trial: Trial, folders: RunFolders) -> None:
+    def __init__(self, trial: Observed, folders: RunFolders) -> None:
         self._trial = trial
         self._folders = folders
         self._urls = folders.stored_urls()

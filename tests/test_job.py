@@ -293,7 +293,7 @@ def test_all_differences_are_described_and_what_starting_over_costs(
         run(replace(job, ids="data/自分の一覧.txt", limit=40, image=ImageSpec(short_side_px=100)))
     assert str(refused.value) == (
         f"{job.out} was started with different settings (--ids: none before, now data/自分の一覧.txt; "
-        "--limit: not set, now 40; --short-side: 336, now 100); use the same settings, choose another --root, or "
+        "--limit: not set, now 40; --short-side: 336, now 100); use the same settings, choose another folder, or "
         "start over with --fresh, which fetches all 66 images again (nothing can be reused: its images were encoded by "
         "other settings)"
     )

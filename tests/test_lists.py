@@ -290,6 +290,7 @@ def test_pickle_rows_are_those_of_coyo(tmp_path: Path) -> None:
         "text": "x",
         "clip_sim": 0.5,
         "similarity": 0.5,
+        "input_image": "mine",
         "n": 1,
         "rawbytes": b"jpeg",
     }

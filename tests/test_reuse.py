@@ -322,7 +322,7 @@ def test_the_refusal_says_what_can_be_reused(job: Job) -> None:
         run(replace(job, limit=40))
     assert str(refused.value) == (
         f"{job.out} was started with different settings (--limit: not set, now 40); use the same settings, choose "
-        "another --root, or start over: with --reuse, which takes from it what it can and fetches the rest, or with "
+        "another folder, or start over: with --reuse, which takes from it what it can and fetches the rest, or with "
         "--fresh, which fetches all 60 images again"
     )
     for wanted in (False, True):

@@ -25,6 +25,7 @@ from __future__ import annotations
 import logging
 import shutil
 from collections.abc import Collection, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from enum import Enum, auto
 from pathlib import Path
@@ -32,12 +33,13 @@ from pathlib import Path
 from datafetch.engine.differences import describe_differences, parts_of
 from datafetch.engine.disk_estimate import MAX_COUNTED_SHARDS, count_published
 from datafetch.engine.earlier_images import may_be_reused
-from datafetch.engine.own_files import refuse_other_names, removable_files, shard_files
+from datafetch.engine.own_files import in_own_format, refuse_other_names, removable_files, shard_files
 from datafetch.engine.set_aside import delete_earlier, earlier_outputs, set_aside
 from datafetch.errors import ConfigurationError
 from datafetch.model.wording import counted
 from datafetch.output.formats import format_of
 from datafetch.output.reshard.record import ReshardRecord, read_reshard_record
+from datafetch.output.stored import can_read_images
 from datafetch.store.job_file import Identity, JobFile, read_job_file, write_job_file
 from datafetch.store.layout import OutputLayout, folders_of_spools
 
@@ -131,10 +133,12 @@ def judge_claim(
     """
     if layout.reshard_record.exists() and not layout.job.exists():
         raise ConfigurationError(
-            f"{layout.state_folder} belongs to shards made by 'datafetch reshard'; choose another --root, "
+            f"{layout.state_folder} belongs to shards made by 'datafetch reshard'; choose another folder, "
             "or move it away"
         )
     before, reuse = read_job_file(layout), starting_over.reuse
+    if before is not None and not can_read_images(in_own_format(layout, before)):
+        reuse = Reuse.IMPOSSIBLE
     if before is not None and starting_over.fresh:
         return _judge_removal(layout, before, Claim.STARTS_OVER)
     claim = Claim.NEW if before is None else Claim.GOES_ON
@@ -194,7 +198,7 @@ def _judge_removal(layout: OutputLayout, before: JobFile, claim: Claim) -> Claim
         ConfigurationError: There are other files too, or files behind a link, which may belong to others.
     """
     _refuse_no_folder(layout)
-    removable_files(layout, before.identity)
+    removable_files(in_own_format(layout, before), before.identity)
     return claim
 
 
@@ -265,7 +269,7 @@ def refuse_other_job(
         start_over = f"start over with {again} (nothing can be reused: its images were encoded by other settings)"
     raise ConfigurationError(
         f"{layout.out} was started with different settings ({differences}); use the same settings, choose another "
-        f"--root, or {start_over}"
+        f"folder, or {start_over}"
     )
 
 
@@ -292,7 +296,7 @@ def refuse_foreign_files(layout: OutputLayout, identity: Identity) -> None:
 
 def _refuse_no_folder(layout: OutputLayout) -> None:
     if layout.out.exists() and not layout.out.is_dir():
-        raise ConfigurationError(f"{layout.out} is not a folder; choose another --root")
+        raise ConfigurationError(f"{layout.out} is not a folder; choose another one")
     if layout.out.is_symlink() and not layout.out.exists():
         raise ConfigurationError(f"{layout.out} is a broken link; create the folder that it points to")
 
@@ -308,10 +312,13 @@ def _start_over(layout: OutputLayout, *, keeps_files: bool = False) -> None:
     if job is None:
         delete_earlier(layout)
         return
-    files = [] if keeps_files else removable_files(layout, job.identity)
+    files = [] if keeps_files else removable_files(in_own_format(layout, job), job.identity)
     delete_earlier(layout)
     for path in files:
         path.unlink(missing_ok=True)
+    for folder in {path.parent for path in files} - {layout.out}:
+        with suppress(OSError):  # it has other files
+            folder.rmdir()
     for folder in (
         layout.ledgers,
         layout.all_spools,

@@ -4,16 +4,29 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection
+from dataclasses import replace
 from pathlib import Path
 
+from datafetch.datasets import dataset_of_output
 from datafetch.errors import ConfigurationError
 from datafetch.output.formats import PickleFormat, format_of
 from datafetch.output.reshard.record import read_reshard_record
 from datafetch.store.atomic import refuse_links_above
-from datafetch.store.job_file import Identity
+from datafetch.store.job_file import Identity, JobFile
 from datafetch.store.layout import OutputLayout
 
 _RESHARDED_FILE = re.compile(rf"part-\d{{5,}}({'|'.join(map(re.escape, PickleFormat.suffixes))})")
+
+
+def in_own_format(layout: OutputLayout, job: JobFile | None) -> OutputLayout:
+    """The paths of an output in the format of the job that it has, if any; another job of a list may want another one.
+
+    Raises:
+        ConfigurationError: No dataset has the name of the job's.
+    """
+    if job is None:
+        return layout
+    return replace(layout, output_format=dataset_of_output(job.dataset, job.identity).output_format)
 
 
 def shard_files(layout: OutputLayout, identity: Identity) -> list[Path]:
@@ -64,5 +77,5 @@ def refuse_other_names(folder: Path, own_names: Collection[str]) -> None:
         if path.name not in own_names:
             raise ConfigurationError(
                 f"{path} was not written by this job, and the trainer would count it; "
-                "move it away or choose another --root"
+                "move it away, or choose another folder"
             )

@@ -19,6 +19,7 @@ from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, supp
 from functools import partial
 
 from datafetch.engine.claim import refuse_foreign_files
+from datafetch.engine.own_files import in_own_format
 from datafetch.engine.set_aside import complete_set_aside, delete_earlier
 from datafetch.errors import ResourceError, raise_if_exhausted
 from datafetch.output.commit import complete_commits
@@ -26,6 +27,7 @@ from datafetch.output.reshard.before_repair import undo_needless
 from datafetch.output.reshard.swap import complete_swap
 from datafetch.process.threads import run_in_thread
 from datafetch.store.atomic import make_folder, refuse_links, refuse_unpublishable
+from datafetch.store.job_file import read_job_file
 from datafetch.store.last_stop import forget_stop, record_stop
 from datafetch.store.layout import OutputLayout
 from datafetch.store.lock import Lock, ShardLocks, locks_where_possible
@@ -176,7 +178,7 @@ def _recover_output(layout: OutputLayout, prepare: Callable[[], None], *, fresh:
         delete_earlier(layout)  # left by a process that was killed when it had everything
     if not fresh:
         complete_swap(layout)
-        complete_commits(layout)
+        complete_commits(in_own_format(layout, read_job_file(layout)))
         undo_needless(layout)
     prepare()
     forget_stop(layout)
@@ -190,7 +192,7 @@ def _recover_shards(layout: OutputLayout, shards: Collection[str], prepare: Call
     complete_set_aside(layout)
     # No other process is fetching shards while there is still something to swap: each completes the swap first.
     complete_swap(layout)
-    complete_commits(layout, frozenset(shards))
+    complete_commits(in_own_format(layout, read_job_file(layout)), frozenset(shards))
     undo_needless(layout)
     prepare()
     forget_stop(layout)

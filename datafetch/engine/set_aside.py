@@ -25,7 +25,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from datafetch.engine.job import hash_of
-from datafetch.engine.own_files import removable_files, written_files
+from datafetch.engine.own_files import in_own_format, removable_files, written_files
 from datafetch.store.atomic import make_folder, move, sync, write_atomically
 from datafetch.store.job_file import JobFile, read_job_file
 from datafetch.store.layout import OutputLayout, folders_of_spools
@@ -55,6 +55,7 @@ def set_aside(layout: OutputLayout, job: JobFile) -> None:
         ConfigurationError: Its folder has files of others that the trainer would count, or there are links below it.
         OSError: The disk can't be written; ``complete_set_aside`` goes on.
     """
+    layout = in_own_format(layout, job)
     removable_files(layout, job.identity)
     numbers = [int(path.name) for path in _folders(layout)]
     folder = layout.previous / f"{max(numbers, default=0) + 1}"
@@ -79,7 +80,7 @@ def complete_set_aside(layout: OutputLayout) -> None:
         if job is None:
             shutil.rmtree(folder)
         elif (folder / _MOVING).exists():
-            _move_files(layout, earlier, job)
+            _move_files(in_own_format(layout, job), earlier, job)
 
 
 def earlier_outputs(layout: OutputLayout) -> list[EarlierOutput]:
@@ -89,7 +90,7 @@ def earlier_outputs(layout: OutputLayout) -> list[EarlierOutput]:
         earlier = _layout_in(layout, folder)
         job = read_job_file(earlier)
         if job is not None:
-            found.append(EarlierOutput(earlier, job, tuple(_spool_folders(layout, job))))
+            found.append(EarlierOutput(in_own_format(earlier, job), job, tuple(_spool_folders(layout, job))))
     return found
 
 
@@ -108,7 +109,7 @@ def _folders(layout: OutputLayout) -> list[Path]:
 
 
 def _layout_in(layout: OutputLayout, folder: Path) -> OutputLayout:
-    return OutputLayout(folder / layout.out.name, output_format=layout.output_format)
+    return OutputLayout(folder / layout.out.name)
 
 
 def _spool_folders(layout: OutputLayout, job: JobFile) -> Iterator[Path]:

@@ -8,14 +8,14 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from itertools import islice
 from typing import IO
 
 import numpy as np
 
 from datafetch.datasets.jsonl_manifest import BadRecordError
+from datafetch.datasets.lists.kept_columns import types_of_rows
 from datafetch.datasets.lists.scan import FileScan, ScanKeeper
-from datafetch.datasets.lists.table import SNIFFED_ROWS, Column, InputFormat, ListRow
+from datafetch.datasets.lists.table import SNIFFED_ROWS, TYPED_ROWS, Column, InputFormat, ListRow, first_of
 from datafetch.datasets.lists.text_table import TextFile, as_row, keys_of, path_time_ns
 from datafetch.datasets.lists.where import Condition
 from datafetch.datasets.readers import BadRow, Int64s, JsonListError, RecordReader
@@ -43,15 +43,14 @@ class JsonTable:
         self.size_bytes, self.fingerprint = file.size_bytes, file.fingerprint
         self.scan_criteria = f"{path_time_ns(file.path)}"
         self.repeated: frozenset[str] = frozenset()
-        self.types: Mapping[str, str] = {}
-        self.columns: Sequence[Column] = [Column(name) for name in keys_of(self.first_rows(()))]
+        rows = self._first_rows(TYPED_ROWS)
+        self.columns: Sequence[Column] = [Column(name) for name in keys_of(rows)]
+        self.types: Mapping[str, str] = types_of_rows(rows)
 
     def first_rows(self, columns: Sequence[str]) -> list[ListRow]:
-        """The first rows that can be read, at most ``SNIFFED_ROWS``."""
+        """The first rows that can be read."""
         del columns
-        with self._reading():
-            rows = (_row(number, value) for number, value in enumerate(self._reader()))
-            return list(islice((row for row in rows if not isinstance(row, BadRow)), SNIFFED_ROWS))
+        return self._first_rows(SNIFFED_ROWS)
 
     def check(self, conditions: Sequence[Condition]) -> None:
         """Accept all conditions: a value may be of any type."""
@@ -104,6 +103,11 @@ class JsonTable:
                     if number is None:
                         return
         raise ManifestError(f"{self.name} has changed since it was opened; {STARTS_OVER}")
+
+    def _first_rows(self, max_rows: int) -> list[ListRow]:
+        with self._reading():
+            rows = (_row(number, value) for number, value in enumerate(self._reader()))
+            return first_of((row for row in rows if not isinstance(row, BadRow)), max_rows)
 
     def _reader(self, start_bytes: int = 0) -> RecordReader:
         return RecordReader(

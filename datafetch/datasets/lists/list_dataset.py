@@ -10,6 +10,7 @@ from typing import Self
 
 from datafetch.datasets.dataset_defaults import DatasetDefaults
 from datafetch.datasets.lists.columns import ALL, WantedColumns
+from datafetch.datasets.lists.kept_columns import kept_names
 from datafetch.datasets.lists.list_manifest import ListManifest, ListRules
 from datafetch.datasets.lists.list_samples import CAPTION, COLUMNS, ID, IS_LIST, TYPES
 from datafetch.datasets.lists.open_table import open_table
@@ -21,7 +22,7 @@ from datafetch.model.fields import invalid
 from datafetch.model.kinds import Loader, Payload
 from datafetch.model.manifest import Manifest, RemoteFile
 from datafetch.model.options import DatasetOptions, Effect, Option, OptionGroup, option
-from datafetch.model.outcome import OK, Encoded, Failure, Outcome
+from datafetch.model.outcome import Encoded
 from datafetch.model.sample import Record, Row, Sample
 
 _SUFFIXES = (".parquet", ".csv", ".tsv", ".txt", ".json", ".jsonl", ".ndjson")
@@ -59,7 +60,8 @@ class ListOptions(DatasetOptions):
             with several images.
         caption_col: The column of the captions; None finds it by its name.
         keep_col: Columns that are kept with each sample; ``all`` keeps all.
-        id_col: The column of the samples' ids; None numbers the rows.
+        id_col: The column of the samples' ids; None numbers the rows. Rows of pickles have the ids as ``id``; in all
+            other formats the column is kept.
         sha256_col: The column of the SHA-256 that each image file must have, as it arrives.
         md5_col: The column of the MD5 that each image file must have, as it arrives.
         where: Conditions that a row has to meet, all of them: ``COLUMN OP VALUE``.
@@ -181,7 +183,10 @@ class ListDataset(DatasetDefaults):
         for file in files:
             refuse_stopped()
             tables.append(open_table(file, own.input_format))
-        wanted = WantedColumns(own.url_col, own.caption_col, own.keep_col, own.id_col, own.sha256_col, own.md5_col)
+        keep = own.keep_col
+        if own.id_col is not None and own.format is not ListFormat.PICKLE and ALL not in keep:
+            keep = (*keep, own.id_col)  # a row of a pickle has an id of its own
+        wanted = WantedColumns(own.url_col, own.caption_col, keep, own.id_col, own.sha256_col, own.md5_col)
         rules = ListRules(own.where, own.shard_size, own.format.value, has_one_image=own.format is ListFormat.PICKLE)
         return ListManifest(tables, wanted, rules, refuse_stopped)
 
@@ -195,7 +200,7 @@ class ListDataset(DatasetDefaults):
         if not sample.urls:
             return None
         if self.options.format is ListFormat.PICKLE:
-            return _pair_row(record, payload)
+            return self._pair_row(record, payload)
         row: dict[str, object] = {
             "key": sample.key,
             "url": list(sample.urls) if sample.row.get(IS_LIST) else sample.urls[0],
@@ -204,30 +209,27 @@ class ListDataset(DatasetDefaults):
             row["caption"] = sample.row[CAPTION]
         columns = sample.row.get(COLUMNS, {})
         types = {"types": sample.row[TYPES]} if TYPES in sample.row else {}
-        images = [_image(outcome) for outcome in record.outcomes]
-        return {**row, "columns": columns, **types, "id": sample.row[ID], "images": images}
+        return {**row, "columns": columns, **types}
 
-
-def _pair_row(record: Record, payload: Payload) -> Row | None:
-    """The row of a pair as COYO's has it, with the kept columns; a sample without a caption has an empty one."""
-    match record.outcomes:
-        case (Encoded(jpeg=jpeg),):
-            row = record.sample.row
-            columns = row.get(COLUMNS, {})
-            assert isinstance(columns, Mapping), "samples are made here"
-            similarity = next((columns[name] for name in _SIMILARITY_COLUMNS if name in columns), None)
-            own = {"id": row[ID], "url": record.sample.urls[0], "text": row.get(CAPTION) or "", "clip_sim": similarity}
-            others = {name: value for name, value in columns.items() if name not in {*own, *IMAGE_FIELDS.values()}}
-            return {**own, **others, IMAGE_FIELDS[payload]: pack(jpeg, payload)}
-    return None
-
-
-def _image(outcome: Outcome) -> Row:
-    match outcome:
-        case Failure():
-            return {"outcome": outcome.kind.value, "reason": outcome.detail, "content": None}
-        case Encoded():
-            return {"outcome": OK, "reason": "", "content": outcome.jpeg}
+    def _pair_row(self, record: Record, payload: Payload) -> Row | None:
+        """The row of a pair as COYO's has it, with the kept columns; a sample without a caption has an empty one."""
+        match record.outcomes:
+            case (Encoded(jpeg=jpeg),):
+                row = record.sample.row
+                columns = row.get(COLUMNS, {})
+                assert isinstance(columns, Mapping), "samples are made here"
+                similarity = next((columns[name] for name in _SIMILARITY_COLUMNS if name in columns), None)
+                own = {
+                    "id": row[ID],
+                    "url": record.sample.urls[0],
+                    "text": row.get(CAPTION) or "",
+                    "clip_sim": similarity,
+                }
+                names = kept_names(columns, {*own, *IMAGE_FIELDS.values()})
+                is_there = {"clip_sim", *({"id"} if self.options.id_col == "id" else ())}
+                others = {names[name]: value for name, value in columns.items() if name not in is_there}
+                return {**own, **others, IMAGE_FIELDS[payload]: pack(jpeg, payload)}
+        return None
 
 
 def _is_list(name: str) -> bool:

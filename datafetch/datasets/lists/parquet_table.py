@@ -13,17 +13,14 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
+from datafetch.datasets.lists.kept_columns import JSON, SCALARS, STRING
 from datafetch.datasets.lists.row_bits import Bools
 from datafetch.datasets.lists.scan import FileScan, ScanKeeper
-from datafetch.datasets.lists.table import SNIFFED_ROWS, Column, InputFormat, ListRow
+from datafetch.datasets.lists.table import SNIFFED_ROWS, Column, InputFormat, ListRow, first_of
 from datafetch.datasets.lists.where import Condition, columns_of, possible_groups
 from datafetch.datasets.readers import BadRow, Int64s, ParquetFile
 from datafetch.model.manifest import RemoteFile
 
-_STRING, _JSON = "string", "json"
-_SCALARS = frozenset(
-    {"bool", *(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)), "float", "double", _STRING}
-)
 _MIN_ROW_LIMIT = 1 << 28  # accepted in a file of any size: 32 MiB of bits
 
 
@@ -54,7 +51,7 @@ class ParquetTable:
         """The first rows."""
         count = min(SNIFFED_ROWS, self._file.rows)
         rows = self._file.select(np.arange(count, dtype=np.int64), list(columns))
-        return [row for row in rows if not isinstance(row, BadRow)]
+        return first_of(row for row in rows if not isinstance(row, BadRow))
 
     def check(self, conditions: Sequence[Condition]) -> None:
         """Check that conditions can be compared with the types of the columns."""
@@ -119,9 +116,9 @@ def _kept_type(found: pa.DataType) -> str:
         return _kept_type(found.value_type)
     if pa.types.is_list(found) or pa.types.is_large_list(found):
         inner = _kept_type(found.value_type)
-        return f"list<{inner}>" if inner in _SCALARS else _JSON
-    if str(found) in _SCALARS:
+        return f"list<{inner}>" if inner in SCALARS else JSON
+    if str(found) in SCALARS:
         return str(found)
     is_text = pa.types.is_temporal(found) or pa.types.is_decimal(found) or pa.types.is_large_string(found)
     is_bytes = pa.types.is_binary(found) or pa.types.is_large_binary(found)
-    return _STRING if is_text or is_bytes else _JSON
+    return STRING if is_text or is_bytes else JSON

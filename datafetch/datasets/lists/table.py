@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -16,7 +16,10 @@ ListRow: TypeAlias = Mapping[str, Any]
 """A row: names of columns → values, which Python's JSON or Arrow make."""
 
 SNIFFED_ROWS = 100
-"""How many rows show what a column has."""
+"""How many rows at most show what a column has."""
+TYPED_ROWS = 1000
+"""How many rows at most show which columns there are, and of which types, where only the rows say that."""
+_SNIFFED_CHARACTERS = 1 << 24  # of their texts; a row may have megabytes
 
 
 class InputFormat(StrEnum):
@@ -46,6 +49,18 @@ class Column:
     name: str
     may_be_text: bool = True
     may_be_lists: bool = True
+
+
+def first_of(rows: Iterable[ListRow], max_rows: int = SNIFFED_ROWS) -> list[ListRow]:
+    """The first rows, at most so many, and fewer where they are large."""
+    found: list[ListRow] = []
+    characters = 0
+    for row in rows:
+        found.append(row)
+        characters += sum(len(value) for value in row.values() if isinstance(value, str | bytes))
+        if len(found) == max_rows or characters > _SNIFFED_CHARACTERS:
+            break
+    return found
 
 
 class Table(Protocol):

@@ -14,7 +14,7 @@ import os
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from itertools import islice, pairwise
 from pathlib import Path
 from typing import IO, Any, Protocol
@@ -23,10 +23,11 @@ import numpy as np
 import pyarrow as pa
 
 from datafetch.datasets.jsonl_manifest import BadRecordError, parse_json_line
+from datafetch.datasets.lists.kept_columns import STRING, types_of_rows
 from datafetch.datasets.lists.record_blocks import Block, FieldSplitter, RecordSplitter, RecordTooLongError
 from datafetch.datasets.lists.row_bits import Bools
 from datafetch.datasets.lists.scan import FileScan, ScanKeeper
-from datafetch.datasets.lists.table import SNIFFED_ROWS, Column, InputFormat, ListRow
+from datafetch.datasets.lists.table import TYPED_ROWS, Column, InputFormat, ListRow, first_of
 from datafetch.datasets.lists.where import Condition
 from datafetch.datasets.readers import MAX_LINE_BYTES, BadRow, Int64s
 from datafetch.datasets.readers.compression import READ_ERRORS, check_zip, open_plain, opener_of
@@ -109,11 +110,13 @@ class RecordParser(Protocol):
     Attributes:
         splitter: Finds where records end.
         columns: The names of the columns, in order; one may be repeated.
+        types: The types of their values.
         start_offset: The offset of the first record in the content.
     """
 
     splitter: RecordSplitter
     columns: Sequence[str]
+    types: Mapping[str, str]
     start_offset: int
 
     def parse(self, record: bytes) -> ListRow:
@@ -150,22 +153,13 @@ class TextTable:
         )
         self.repeated = frozenset(name for name, count in counts.items() if count > 1)
         self.columns: Sequence[Column] = [Column(name) for name in counts if name not in self.repeated]
-        self.types: Mapping[str, str] = {}
+        self.types = parser.types
 
     def first_rows(self, columns: Sequence[str]) -> list[ListRow]:
-        """The first rows that can be read, at most ``SNIFFED_ROWS``."""
+        """The first rows that can be read."""
         del columns
-        rows: list[ListRow] = []
         with closing(self._blocks(self._parser.start_offset)) as blocks:
-            for block in blocks:
-                for record in block.records():
-                    try:
-                        rows.append(self._parser.parse(record))
-                    except BadRecordError:
-                        continue
-                    if len(rows) == SNIFFED_ROWS:
-                        return rows
-        return rows
+            return first_of(_readable(self._parser, (record for block in blocks for record in block.records())))
 
     def check(self, conditions: Sequence[Condition]) -> None:
         """Accept all conditions: a text may be a number."""
@@ -250,6 +244,7 @@ class UrlParser:
     def __init__(self, file: TextFile) -> None:
         self.splitter = RecordSplitter()
         self.columns: Sequence[str] = (_URL_COLUMN,)
+        self.types: Mapping[str, str] = {_URL_COLUMN: STRING}
         self.start_offset = file.start_offset
 
     def parse(self, record: bytes) -> ListRow:
@@ -273,8 +268,10 @@ class JsonParser:
         self.splitter = RecordSplitter()
         self.start_offset = file.start_offset
         with file.opened_at(self.start_offset) as content:
-            lines = islice((record for block in self.splitter.blocks(content) for record in block.records()), 1000)
-            self.columns: Sequence[str] = keys_of(filter(None, map(self._try, islice(lines, SNIFFED_ROWS))))
+            lines = (record for block in self.splitter.blocks(content) for record in block.records())
+            rows = first_of(_readable(self, islice(lines, TYPED_ROWS)), TYPED_ROWS)
+        self.columns: Sequence[str] = keys_of(rows)
+        self.types: Mapping[str, str] = types_of_rows(rows)
 
     def parse(self, record: bytes) -> ListRow:
         """The object."""
@@ -285,12 +282,6 @@ class JsonParser:
     def select(self, block: Block, conditions: Sequence[Condition]) -> Bools:
         """Which objects meet all conditions."""
         return _select(block, conditions, self)
-
-    def _try(self, record: bytes) -> ListRow | None:
-        try:
-            return self.parse(record)
-        except BadRecordError:
-            return None
 
 
 class FieldParser:
@@ -322,6 +313,7 @@ class FieldParser:
         if len(header) > _MAX_COLUMNS:
             raise ManifestError(f"{file.path} has more than {_MAX_COLUMNS:,} columns; leave some out")
         self.columns: Sequence[str] = tuple(header)
+        self.types: Mapping[str, str] = dict.fromkeys(self.columns, STRING)
         self._fields = FieldSplitter(delimiter, is_quoted=is_quoted, max_fields=len(header))
 
     def parse(self, record: bytes) -> ListRow:
@@ -370,6 +362,13 @@ class FieldParser:
                 strings_can_be_null=False,
             ),
         )
+
+
+def _readable(parser: RecordParser, records: Iterable[bytes]) -> Iterator[ListRow]:
+    """The rows of the records that can be read."""
+    for record in records:
+        with suppress(BadRecordError):
+            yield parser.parse(record)
 
 
 def _first_record(blocks: Iterable[Block]) -> tuple[bytes, int]:

@@ -1,7 +1,6 @@
 """The types of the columns of a sample, in Arrow and for the library ``datasets``.
 
-A type of a kept column is a word: a name that Arrow has (``string``, ``int64``, ``float`` …), ``list<NAME>``, or
-``json``, for any values, which are written as JSON text.
+The types of kept columns are words (``datasets.lists.kept_columns``).
 
 Rules: writing never fails for a value that does not fit the type of its column. It becomes null there, as its type is
 decided once for all rows of a shard, and most before they are read.
@@ -10,11 +9,12 @@ decided once for all rows of a shard, and most before they are read.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import orjson
 import pyarrow as pa
 
+from datafetch.datasets.lists.kept_columns import JSON, SCALARS, type_of_values
 from datafetch.output.formats.sample_columns import (
     CAPTION,
     ERROR_MESSAGE,
@@ -27,38 +27,22 @@ from datafetch.output.formats.sample_columns import (
 )
 from datafetch.store.ledger_format import escaped
 
-JSON = "json"
 _TYPE_KEY = b"datafetch.type"  # in the metadata of a field whose Arrow type does not say it
 IMAGE_TYPE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 """How ``datasets`` stores an image."""
 _LIST = re.compile(r"list<([a-z0-9]+)>")
-_SCALARS = (
-    "bool",
-    "int8",
-    "int16",
-    "int32",
-    "int64",
-    "uint8",
-    "uint16",
-    "uint32",
-    "uint64",
-    "float",
-    "double",
-    "string",
-)
 _OF_IMAGES = {
     **dict.fromkeys((URL, STATUS, ERROR_MESSAGE, "exif", "sha256"), "string"),
     **dict.fromkeys(("width", "height", "original_width", "original_height"), "int32"),
 }
 _FIXED = {CAPTION: "string", KEY: "string"}
 _FEATURE_NAMES = {"float": "float32", "double": "float64", JSON: "string"}  # others have the same name in ``datasets``
-_CLASSES: dict[type, str] = {bool: "bool", int: "int64", float: "double", str: "string"}
 
 
 def is_known(kind: str) -> bool:
     """Whether a word is a type of a kept column."""
     matched = _LIST.fullmatch(kind)
-    return kind == JSON or (matched[1] if matched else kind) in _SCALARS
+    return kind == JSON or (matched[1] if matched else kind) in SCALARS
 
 
 def column_types(rows: Sequence[SampleValues], given: Mapping[str, str], *, are_several: bool) -> dict[str, str]:
@@ -78,22 +62,8 @@ def column_types(rows: Sequence[SampleValues], given: Mapping[str, str], *, are_
         elif is_known(given.get(name, "")):
             types[name] = given[name]
         else:
-            types[name] = _inferred(row.get(name) for row in rows)
+            types[name] = type_of_values(row.get(name) for row in rows)
     return types
-
-
-def _inferred(values: Iterable[object]) -> str:
-    found = {_kind_of(value) for value in values if value is not None}
-    if found <= {"int64", "double"} and len(found) > 1:
-        return "double"
-    return found.pop() if len(found) == 1 else JSON if found else "string"
-
-
-def _kind_of(value: object) -> str:
-    if isinstance(value, list | tuple):
-        element = _inferred(value)
-        return f"list<{element}>" if element in _SCALARS else JSON
-    return _CLASSES.get(type(value), JSON)
 
 
 def arrow_type(kind: str) -> pa.DataType:

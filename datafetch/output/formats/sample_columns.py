@@ -4,7 +4,7 @@ A row of such a format is what ``OutputRow`` has::
 
     {"key": str, "url": str or list of str, "caption": str or None, "columns": {name: value}, "types": {name: type}}
 
-with ``caption`` only if the list has captions, and a type as in ``column_types`` for each kept column. What became of
+with ``caption`` only if the list has captions, and a type as in ``kept_columns`` for each kept column. What became of
 the images is in the ledger lines that come with the row. If ``url`` is a list, whatever is said of an image is one,
 too, with a value for each URL. In the parquet of a shard, all rows are of the same form (``with_lists``).
 
@@ -18,13 +18,14 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from enum import StrEnum
 from typing import TypeAlias
 
 import orjson
 
 from datafetch.datasets.filenames import why_refused
+from datafetch.datasets.lists.kept_columns import kept_names
 from datafetch.model.ledger_line import LedgerLine
 from datafetch.model.outcome import OK, FailureKind
 from datafetch.model.sample import Row
@@ -41,7 +42,6 @@ OWN_COLUMNS = frozenset(
         *("width", "height", "original_width", "original_height", "exif", "sha256"),
     }
 )
-_KEPT_PREFIX = "input_"
 
 
 class Status(StrEnum):
@@ -130,7 +130,7 @@ def sample_values(row: OutputRow) -> SampleValues:
     """The columns of a sample."""
     values = row.values
     columns = _columns(values)
-    names = _kept_names(columns)
+    names = kept_names(columns, OWN_COLUMNS)
     lines = [image.line for image in row.images]
     of_images: SampleValues = (
         {name: [_of_image(line)[name] for line in lines] for name in _NAMES_OF_IMAGES}
@@ -146,20 +146,9 @@ def sample_values(row: OutputRow) -> SampleValues:
     }
 
 
-def _kept_names(columns: Collection[str]) -> dict[str, str]:
-    """The name that each kept column has in the output."""
-    names = {}
-    for name in columns:
-        kept = name
-        while kept in OWN_COLUMNS or (kept != name and kept in columns):
-            kept = _KEPT_PREFIX + kept
-        names[name] = kept
-    return names
-
-
 def kept_types(values: Row) -> dict[str, str]:
     """The types of the kept columns of a row, by their names in the output, as far as they are given."""
-    names, types = _kept_names(_columns(values)), values.get("types")
+    names, types = kept_names(_columns(values), OWN_COLUMNS), values.get("types")
     assert types is None or isinstance(types, Mapping), "types are a mapping"
     return {names[name]: str(kind) for name, kind in (types or {}).items() if name in names}
 

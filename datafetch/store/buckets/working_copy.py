@@ -358,7 +358,7 @@ class WorkingCopy:
             if one.key not in own:
                 raise ConfigurationError(
                     f"s3://{self._place.bucket}/{one.key} was not written by this job, and the trainer would count it; "
-                    "move it away or choose another --root"
+                    "move it away, or choose another folder"
                 )
             found[one.key] = one.etag
         return found

@@ -39,7 +39,7 @@ _SIZES = (60, 40)
 _PICTURES = 20
 _REASONS = {
     "missing": "HTTP 404",
-    "broken": "disconnected",
+    "broken": "HTTP 500",
     "html": "not_an_image",
     "flaky": "HTTP 500",
     "well": None,
@@ -194,7 +194,7 @@ class Pictures:
         Args:
             folder: A new folder for its files.
             mark: A part of all of its URLs, which no other list has.
-            flaky: Whether those images that else break off arrive when they are requested again.
+            flaky: Whether the images that otherwise always fail with status 500 arrive when they are requested again.
         """
         folder.mkdir(parents=True)
         faults = {**_FAULTS, **({8: "flaky"} if flaky else {})}
@@ -295,7 +295,7 @@ def read_samples(out: Path, output_format: str) -> list[StoredSample]:
         return [StoredSample(row, [base64.b64decode(row.pop("image"))]) for row in rows]
     found = []
     for path in sorted(out.glob("*.parquet")):
-        beside = _beside(path.with_suffix(""), output_format)
+        beside = {} if output_format == ListFormat.PARQUET else _beside(path.with_suffix(""), output_format)
         for row in pq.read_table(path).to_pylist():
             key = row["key"]
             if output_format == ListFormat.PARQUET:

@@ -417,7 +417,7 @@ def test_rows_of_which_none_can_be_read_are_counted(
     path.write_text("".join(f"{line}\n" for line in (json.dumps({"url": url}), "{", "[1", '{"url": ', "nothing")))
     job = list_job([path], folders, output_format, shard_size=2)
     report = run(job)
-    assert (report.totals.ok, report.notes["bad_lines"]) == (1, 4)
+    assert (report.totals.ok, report.totals.notes["bad_lines"]) == (1, 4)
     assert {name[:5] for name in files_in(folders.layout.out)} == {"00000"}
     assert read_status(job.out).state is RunState.COMPLETE
     assert run(job).requests == 0

@@ -12,7 +12,17 @@ from typing import Any
 
 from datafetch.model import exact_json
 from datafetch.output.formats.image_suffix import IMAGE_SUFFIXES
-from datafetch.output.formats.sample_columns import CAPTION, IMAGE, OWN_COLUMNS, STATUS, Status
+from datafetch.output.formats.sample_columns import (
+    CAPTION,
+    IMAGE,
+    OWN_COLUMNS,
+    STATUS,
+    URL,
+    Status,
+    is_list,
+    with_lists,
+    without_lists,
+)
 from datafetch.output.formats.sample_files import TEXT_SUFFIXES
 from datafetch.output.formats.shard_stats import statuses
 from datafetch.store.ledger_format import escaped
@@ -117,8 +127,9 @@ class SampleParts:
         if metadata is None:
             yield "has no metadata (.json), or one that was not read"
             return
+        row = {} if self._row is None else self._row.values
         try:
-            found = exact_json.parse(metadata)
+            found = _in_form_of(row, exact_json.parse(metadata))
         except (ValueError, RecursionError):
             found = None
         if not isinstance(found, dict):
@@ -129,10 +140,16 @@ class SampleParts:
             yield "has no caption (.txt), or one that was not read"
         elif CAPTION in found and caption != str(escaped("" if found[CAPTION] is None else found[CAPTION])).encode():
             yield "its caption (.txt) is not that of its metadata (.json)"
-        row = {} if self._row is None else self._row.values
         different = [name for name in _COMPARED if name in row and _plain(found.get(name)) != row[name]]
         if different:
             yield f"its metadata (.json) and the parquet differ in {', '.join(different)}"
+
+
+def _in_form_of(row: Mapping[str, Any], found: object) -> object:
+    """The metadata of a sample as the row has it: in a shard, the URLs of all rows are lists or those of none are."""
+    if not isinstance(found, dict) or URL not in found or URL not in row:
+        return found
+    return with_lists(found) if is_list(row[URL]) else without_lists(found)
 
 
 def _plain(value: object) -> object:

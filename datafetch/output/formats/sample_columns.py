@@ -121,8 +121,8 @@ def without_lists(row: SampleValues) -> SampleValues:
     own: SampleValues = {URL: metadata_json({URL: row[URL]}).decode()}
     for name in _LISTED & row.keys() - {URL}:
         values = row[name]
-        assert isinstance(values, list), "what is said of images is a list, as the URLs are"
-        own[name] = values[0] if values else _FAILED.get(name)
+        if isinstance(values, list):
+            own[name] = values[0] if values else _FAILED.get(name)
     return row | own
 
 

@@ -35,7 +35,7 @@ SHARD_SIZE = 16
 POLICY = FetchPolicy(allow_net=LOOPBACK, backoff_s=0.01, connections=8, per_host=8, retries=0)
 _OPTIONS = {"url_col": "URL", "caption_col": "TEXT", "id_col": "uid", "keep_col": ("all",), "shard_size": SHARD_SIZE}
 _STATS_TIMES = ("start_time", "end_time", "duration")
-_SIZES = (60, 40)
+_SIZES = (40, 30)
 _PICTURES = 20
 _REASONS = {
     "missing": "HTTP 404",
@@ -46,7 +46,7 @@ _REASONS = {
 }
 # Of every twenty rows these fail.
 _FAULTS = {3: "missing", 8: "broken", 13: "html"}
-_NO_URL, _REPEATED, _SEVERAL, _BAD_LINE = 5, 17, 70, 75
+_NO_URL, _REPEATED, _SEVERAL, _BAD_LINE = 5, 17, 50, 53
 """Numbers of rows: without a URL, with the URL of the next one but ten, with two URLs, that is no JSON."""
 # The names that columns have behind those that formats have themselves: in those of img2dataset, and in pickles.
 _RENAMED = {
@@ -123,11 +123,12 @@ class ListTrial:
     output_format: str = ""
     files: Mapping[str, bytes] = field(default_factory=dict, repr=False)
 
-    def command(self, folders: RunFolders, *more: str) -> list[str]:
+    def command(self, folders: RunFolders, *more: str, workers: int = 1) -> list[str]:
         """Return the command that fetches the list."""
         options = [("--url-col", "URL"), ("--caption-col", "TEXT"), ("--id-col", "uid"), ("--keep-col", "all")]
         options += [("--shard-size", f"{SHARD_SIZE}"), ("--format", self.output_format), ("--retries", "0")]
-        options += [("--allow-net", LOOPBACK[0]), ("--connections", "8"), ("--per-host", "8"), ("--processes", "1")]
+        options += [("--allow-net", LOOPBACK[0]), ("--connections", "8"), ("--per-host", "8")]
+        options += [("--workers", f"{workers}"), ("--processes", f"{workers}")]
         return [
             *(sys.executable, "-m", "datafetch", "get", *map(str, self.inputs), "--out", str(folders.layout.out)),
             *(word for option in options for word in option),

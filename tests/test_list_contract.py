@@ -39,7 +39,7 @@ from list_runs import (
 from PIL import Image
 from preloaded import PreloadedCommand
 from process_cluster import ProcessCluster
-from runs import Run, RunFolders, StoredImages
+from runs import Run, RunFolders, StoredImages, listed
 
 from datafetch import ConfigurationError, Job, ListFormat, ListJob, ListOptions, ManifestError, RunState, read_status
 from datafetch.cli.app import main
@@ -206,7 +206,7 @@ def test_two_workers_make_what_one_makes(
     trial: ListTrial, complete: Path, folders: RunFolders, preloaded: PreloadedCommand
 ) -> None:
     """Every byte, and every line of the ledgers."""
-    with Run(trial.command(folders, "--workers", "2"), preloaded=preloaded) as command:
+    with Run(trial.command(folders, workers=2), preloaded=preloaded) as command:
         assert command.end() == 0, command.messages()
     check_like_undisturbed(trial, folders, complete)
 
@@ -224,7 +224,7 @@ def test_a_killed_worker_costs_only_what_is_in_flight(
     """Another one takes its place, and no image that has ended is requested again."""
     is_middle, stored = middle_of(trial, trial.requests()), StoredImages(trial, folders)
     killed = False
-    with Run(trial.command(folders, "--workers", "2", *_SLOWLY), preloaded=preloaded) as command:
+    with Run(trial.command(folders, *_SLOWLY, workers=2), preloaded=preloaded) as command:
         for _ in command.readings():
             if not killed and is_middle() and (workers := command.family(_WORKER)):
                 stored.check()
@@ -253,7 +253,7 @@ def test_a_killed_command_goes_on_where_it_was(
         assert command.end() == _KILLED, command.messages()
     stored.check()
     assert folders.stored_urls()
-    with Run(trial.command(folders, "--workers", "2"), preloaded=preloaded) as command:
+    with Run(trial.command(folders, workers=2), preloaded=preloaded) as command:
         assert command.end() == 0, command.messages()
     stored.check()
     check_like_undisturbed(trial, folders, complete)
@@ -271,6 +271,7 @@ def test_the_nodes_of_a_cluster_make_what_one_process_makes(
     check_like_undisturbed(trial, folders, complete)
 
 
+@pytest.mark.rotating
 def test_a_retry_gives_what_a_run_without_the_failures_gives(
     pictures: Pictures, output_format: str, tmp_path: Path, folders: RunFolders
 ) -> None:
@@ -344,8 +345,8 @@ def test_captions_may_have_ten_megabytes(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """They come through workers, a resumed run and a retry as they are."""
-    captions = ["é" * 5_000_000, "x" * 10_000_000, '"\n' * 5_000_000, "short"]
-    ways = ["well", "flaky", "well", "well"]
+    captions = ["é" * 5_000_000, "short", '"\n' * 5_000_000, "short"]
+    ways = ["flaky", "well", "well", "well"]
     rows = [
         {"url": pictures.url(way, number, f"long-{output_format}"), "text": caption}
         for number, (way, caption) in enumerate(zip(ways, captions, strict=True))
@@ -424,31 +425,28 @@ def test_rows_of_which_none_can_be_read_are_counted(
     assert main(["verify", job.out, "--processes", "1"]) == 0
 
 
+@pytest.mark.rotating
 def test_starting_over_leaves_nothing_of_another_format(
     pictures: Pictures, output_format: str, tmp_path: Path, folders: RunFolders
 ) -> None:
     """Without ``--fresh`` another format or size of shards is refused; with it, all files are those of the new job."""
-    rows = [{"url": pictures.url("well", number, f"fresh-{output_format}"), "text": "x"} for number in range(5)]
+    rows = [{"url": pictures.url("well", number, f"fresh-{output_format}"), "text": "x"} for number in range(3)]
     inputs = [write_rows(tmp_path / "list.parquet", rows)]
     run(list_job(inputs, folders, output_format, shard_size=1))
     files = files_in(folders.layout.out)
-    for other in FORMATS:
-        elsewhere = list_folders(tmp_path / other)
-        run(list_job(inputs, elsewhere, other, shard_size=2))
-        job = list_job(inputs, folders, other, shard_size=2)
+    other = FORMATS[FORMATS.index(output_format) - 1]
+    elsewhere = list_folders(tmp_path / other)
+    run(list_job(inputs, elsewhere, other, shard_size=2))
+    job = list_job(inputs, folders, other, shard_size=2)
+    for refused in (job, replace(job, reuse=True)):  # images can be taken from pickles alone, and by them
         with pytest.raises(ConfigurationError, match="was started with different settings"):
-            run(job)
-        if not output_format == other == ListFormat.PICKLE:  # of which images can be taken
-            with pytest.raises(ConfigurationError, match="was started with different settings"):
-                run(replace(job, reuse=True))
-        assert files_in(folders.layout.out) == files
-        run(replace(job, fresh=True))
-        assert files_in(folders.layout.out) == files_in(elsewhere.layout.out)
-        assert sorted(folders.layout.out.iterdir()) == sorted(
-            folders.layout.out / path.name for path in elsewhere.layout.out.iterdir()
-        )
-        run(replace(list_job(inputs, folders, output_format, shard_size=1), fresh=True))
-        assert files_in(folders.layout.out) == files
+            run(refused)
+    assert files_in(folders.layout.out) == files
+    run(replace(job, fresh=True))
+    assert files_in(folders.layout.out) == files_in(elsewhere.layout.out)
+    assert [path.name for path in listed(folders.layout.out)] == [path.name for path in listed(elsewhere.layout.out)]
+    run(replace(list_job(inputs, folders, output_format, shard_size=1), fresh=True))
+    assert files_in(folders.layout.out) == files
 
 
 def test_files_of_others_stay(pictures: Pictures, output_format: str, tmp_path: Path, folders: RunFolders) -> None:
@@ -488,6 +486,7 @@ def test_all_shards_have_the_same_columns(
     assert [value for shard in shards for value in shard["x"].to_pylist()] == values
 
 
+@pytest.mark.rotating
 def test_a_file_that_is_lost_is_made_again(
     trial: ListTrial, pictures: Pictures, output_format: str, tmp_path: Path, folders: RunFolders
 ) -> None:

@@ -36,6 +36,7 @@ from list_runs import (
     read_samples,
     serve_pictures,
 )
+from list_samples import FORMATS_OF_LISTS
 from PIL import Image
 from preloaded import PreloadedCommand
 from process_cluster import ProcessCluster
@@ -52,9 +53,12 @@ _WORKER = "datafetch.engine.workers.worker"
 _KILLED = -9
 _SLOWLY = ("--max-rate", "100KB/s")  # so that there is a middle
 _kills = pytest.mark.usefixtures("without_coverage")  # whose files processes that are killed leave damaged
-_one_of_them = pytest.mark.parametrize(
+_mostly_slow = pytest.mark.parametrize(
     "output_format",
-    [pytest.param(name, marks=() if name == ListFormat.WEBDATASET else pytest.mark.slow) for name in FORMATS],
+    [
+        pytest.param(name, marks=pytest.mark.rotating if name == ListFormat.WEBDATASET else pytest.mark.slow)
+        for name in FORMATS
+    ],
     indirect=True,
 )
 
@@ -217,7 +221,7 @@ def middle_of(trial: ListTrial, before: dict[str, int]) -> Callable[[], bool]:
 
 
 @_kills
-@_one_of_them
+@_mostly_slow
 def test_a_killed_worker_costs_only_what_is_in_flight(
     trial: ListTrial, complete: Path, folders: RunFolders, preloaded: PreloadedCommand
 ) -> None:
@@ -237,11 +241,11 @@ def test_a_killed_worker_costs_only_what_is_in_flight(
 
 
 @_kills
-@_one_of_them
+@_mostly_slow
 def test_a_killed_command_goes_on_where_it_was(
     trial: ListTrial, complete: Path, folders: RunFolders, preloaded: PreloadedCommand
 ) -> None:
-    """All of its processes are killed in the middle; then two workers request only images that had not ended."""
+    """All of its processes are killed in the middle; the next one requests only images that had not ended."""
     is_middle, stored = middle_of(trial, trial.requests()), StoredImages(trial, folders)
     with Run(trial.command(folders, *_SLOWLY), preloaded=preloaded) as command:
         for _ in command.readings():
@@ -253,7 +257,7 @@ def test_a_killed_command_goes_on_where_it_was(
         assert command.end() == _KILLED, command.messages()
     stored.check()
     assert folders.stored_urls()
-    with Run(trial.command(folders, workers=2), preloaded=preloaded) as command:
+    with Run(trial.command(folders), preloaded=preloaded) as command:
         assert command.end() == 0, command.messages()
     stored.check()
     check_like_undisturbed(trial, folders, complete)
@@ -303,7 +307,7 @@ def test_a_killed_retry_is_completed(
     trial = replace(trial, output_format=output_format)
     run(trial.job(folders))
     before = trial.requests()
-    command = [*trial.command(folders)[:3], "retry", str(folders.layout.out)]
+    command = [sys.executable, "-m", "datafetch", "retry", str(folders.layout.out)]
     with Run([*command, "--connections", "1", "--all"], preloaded=preloaded) as retrying:
         for _ in retrying.readings():
             if any(number != before[url] for url, number in trial.requests().items()):
@@ -335,37 +339,50 @@ def list_job(inputs: Sequence[Path], folders: RunFolders, output_format: str, **
     return ListJob([*map(str, inputs)], str(folders.layout.out), own, fetch=POLICY, world_size=None, processes=1)
 
 
-@pytest.mark.rotating
-def test_captions_may_have_ten_megabytes(
-    pictures: Pictures,
-    output_format: str,
-    tmp_path: Path,
-    folders: RunFolders,
-    preloaded: PreloadedCommand,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    """They come through workers, a resumed run and a retry as they are."""
+def long_captions(pictures: Pictures, folder: Path, mark: str) -> tuple[list[Path], list[str]]:
+    """Write two files whose captions have ten megabytes, and return them with the captions; an image is flaky."""
     captions = ["é" * 5_000_000, "short", '"\n' * 5_000_000, "short"]
     ways = ["flaky", "well", "well", "well"]
     rows = [
-        {"url": pictures.url(way, number, f"long-{output_format}"), "text": caption}
+        {"url": pictures.url(way, number, mark), "text": caption}
         for number, (way, caption) in enumerate(zip(ways, captions, strict=True))
     ]
-    inputs = [write_rows(tmp_path / "a.parquet", rows[:2]), write_rows(tmp_path / "b.jsonl", rows[2:])]
+    return [write_rows(folder / "a.parquet", rows[:2]), write_rows(folder / "b.jsonl", rows[2:])], captions
+
+
+@pytest.mark.rotating
+def test_captions_may_have_ten_megabytes(
+    pictures: Pictures, output_format: str, tmp_path: Path, folders: RunFolders, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """They come through a run and a retry as they are."""
+    inputs, captions = long_captions(pictures, tmp_path, f"long-{output_format}")
     job = list_job(inputs, folders, output_format)
-    command = [sys.executable, "-m", "datafetch", "get", *map(str, inputs), "--out", job.out, "--no-reshard"]
-    command += ["--format", output_format, "--allow-net", *LOOPBACK, "--retries", "0", "--workers", "2"]
-    with Run(command, preloaded=preloaded) as running:
-        assert running.end() == 0, running.messages()
-    assert retry(job.out).totals.ok == len(rows)
+    run(job)
+    assert retry(job.out).totals.outcomes == {"ok": len(captions)}
     name = "text" if output_format == ListFormat.PICKLE else "caption"
     stored = read_samples(folders.layout.out, output_format)
-    assert [one.row[name] == caption for one, caption in zip(stored, captions, strict=True)] == [True] * len(rows)
+    assert [one.row[name] == caption for one, caption in zip(stored, captions, strict=True)] == [True] * len(captions)
     for one, caption in zip(stored, captions, strict=True):
         if one.texts:
             assert one.texts[".txt"] == caption.encode()
             assert json.loads(one.texts[".json"])["caption"] == caption
     assert main(["verify", job.out, "--processes", "1"]) == 0, capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_captions_of_ten_megabytes_reach_workers(
+    pictures: Pictures, tmp_path: Path, folders: RunFolders, preloaded: PreloadedCommand
+) -> None:
+    """With every sample that is handed out."""
+    inputs, _ = long_captions(pictures, tmp_path, "long-workers")
+    run(list_job(inputs, list_folders(tmp_path / "first"), "parquet"))  # after which no image fails
+    alone = list_folders(tmp_path / "alone")
+    run(list_job(inputs, alone, "parquet"))
+    command = [sys.executable, "-m", "datafetch", "get", *map(str, inputs), "--out", str(folders.layout.out)]
+    command += ["--format", "parquet", "--allow-net", *LOOPBACK, "--workers", "2", "--processes", "2"]
+    with Run(command, preloaded=preloaded) as running:
+        assert running.end() == 0, running.messages()
+    assert files_in(folders.layout.out) == files_in(alone.layout.out)
 
 
 def test_a_list_whose_images_all_fail_has_no_image(
@@ -409,6 +426,7 @@ def test_files_without_rows_change_nothing(
     assert not nothing.root.exists()
 
 
+@pytest.mark.rotating
 def test_rows_of_which_none_can_be_read_are_counted(
     pictures: Pictures, output_format: str, tmp_path: Path, folders: RunFolders
 ) -> None:
@@ -465,13 +483,12 @@ def test_files_of_others_stay(pictures: Pictures, output_format: str, tmp_path: 
     assert files_in(folders.layout.out) == files
 
 
+@pytest.mark.parametrize("output_format", FORMATS_OF_LISTS, indirect=True)
 @pytest.mark.parametrize("suffix", [".jsonl", ".json"])
 def test_all_shards_have_the_same_columns(
     pictures: Pictures, output_format: str, tmp_path: Path, folders: RunFolders, suffix: str
 ) -> None:
     """Of JSON, too, where the rows of one shard don't say what those of another have."""
-    if output_format == ListFormat.PICKLE:
-        pytest.skip("its rows have values of any type")
     values = [None, 1, 0.5, None, 2]
     rows = [
         {"url": pictures.url("well", number, f"types-{output_format}{suffix}"), "x": value}

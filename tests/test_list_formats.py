@@ -20,9 +20,9 @@ from datafetch.errors import ManifestError
 from datafetch.model.outcome import Encoded
 from datafetch.model.sample import BAD_LINE, Row
 from datafetch.output.commit import complete_commits
-from datafetch.output.formats import format_of, rows_file
+from datafetch.output.formats import format_of, parquet_rows
 from datafetch.output.formats.image_suffix import image_suffix
-from datafetch.output.formats.rows_file import ROW_GROUP_BYTES
+from datafetch.output.formats.parquet_rows import ROW_GROUP_BYTES
 from datafetch.output.retry_filter import RetryFilter
 from datafetch.store.ledger_reader import read_samples
 from datafetch.verify import Check, run_check
@@ -254,7 +254,7 @@ def test_a_shard_may_have_lists_of_urls_and_none(output: ListOutput) -> None:
 
 def test_a_list_behind_many_single_urls_stops_nothing(output: ListOutput, monkeypatch: pytest.MonkeyPatch) -> None:
     """The types are those of the first rows, so its row has the URLs as text, and the first image."""
-    monkeypatch.setattr(rows_file, "_MAX_ROWS", 1)
+    monkeypatch.setattr(parquet_rows, "_MAX_ROWS", 1)
     several = [ListSample([picture(1), GONE], are_several=True), ListSample([], are_several=True)]
     output.commit([ListSample([picture(0)]), *several])
     rows = output.rows()

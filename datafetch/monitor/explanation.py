@@ -168,7 +168,7 @@ def _place(output: ObservedOutput, position: _Position) -> RowPlace | None:
     if layout.reshard_record.exists():
         return _place_in_resharded(output, position)
     has_row = read_shard_summary(layout.ledger(position.shard)).has_row
-    return RowPlace(output_format.rows_file(position.shard), int(np.count_nonzero(has_row[: position.sample])))
+    return RowPlace(output_format.file_with_rows(position.shard), int(np.count_nonzero(has_row[: position.sample])))
 
 
 def _place_in_resharded(output: ObservedOutput, position: _Position) -> RowPlace | None:

@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 from datafetch.errors import ConfigurationError, ManifestError, raise_if_exhausted
 from datafetch.model.regular_file import open_regular, require_regular
 from datafetch.output.formats import FORMATS, FilesFormat, ParquetFormat, ShardFormat, WebDatasetFormat
-from datafetch.output.formats.rows_file import PARQUET_SUFFIX, read_rows
+from datafetch.output.formats.parquet_rows import PARQUET_SUFFIX, read_parquet_rows
 from datafetch.output.formats.sample_columns import IMAGE, KEY, STATUS, Status
 from datafetch.output.formats.shard_stats import STATS_SUFFIX
 from datafetch.output.formats.tar_file import TarMember, read_members
@@ -171,7 +171,7 @@ class _Shard:
         try:
             require_regular(path)
             _refuse_large_groups(path)
-            for values in read_rows(path):
+            for values in read_parquet_rows(path):
                 row = SampleRow(Location(path.name, number, key=str(values.get(KEY))), values)
                 for status, _ in row.statuses:
                     self.counts[status] += 1

@@ -28,7 +28,7 @@ from datafetch.output.formats.image_files import (
     read_index,
 )
 from datafetch.output.formats.output_format import size_bytes
-from datafetch.output.formats.rows_file import PARQUET_SUFFIX, RowsFile, read_rows
+from datafetch.output.formats.parquet_rows import PARQUET_SUFFIX, ParquetRowsWriter, read_parquet_rows
 from datafetch.output.formats.sample_columns import KEY, SampleValues, kept_types, sample_values
 from datafetch.output.formats.sample_files import TEXT_SUFFIXES, named_files
 from datafetch.output.formats.shard_stats import STATS_SUFFIX, ShardStats
@@ -56,7 +56,7 @@ class FilesFormat(ImageFilesFormat):
         """The rows of a shard, with what the index has of their files."""
         files = _by_sample(read_index(layout.image_index(shard)))
         found = next(files, ())
-        for row in read_rows(layout.out / f"{shard}{PARQUET_SUFFIX}"):
+        for row in read_parquet_rows(layout.out / f"{shard}{PARQUET_SUFFIX}"):
             has_files = bool(found) and PurePosixPath(found[0].name).name.startswith(f"{row[KEY]}.")
             yield StoredSample(row, found if has_files else ())
             found = next(files, ()) if has_files else found
@@ -94,7 +94,9 @@ class FilesWriter:
         self._shard = shard
         self._rows = 0
         self._count = 0
-        self._table = RowsFile(folder / f"table{_NUMBERED_SUFFIX}", replaced=replaced)  # first, since it may refuse
+        self._table = ParquetRowsWriter(
+            folder / f"table{_NUMBERED_SUFFIX}", replaced=replaced
+        )  # first, since it may refuse
         self._index_path = folder / f"{shard}{INDEX_SUFFIX}"
         self._index = self._index_path.open("wb")
         self._stats = ShardStats(folder / f"stats{_NUMBERED_SUFFIX}")

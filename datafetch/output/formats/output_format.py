@@ -173,7 +173,7 @@ class ShardFormat(OutputFormat):
     suffixes: ClassVar[Sequence[str]]
     allows_other_files: ClassVar[bool] = False
 
-    def rows_file(self, shard: str) -> str:
+    def file_with_rows(self, shard: str) -> str:
         """The name of the file that has a row for each sample that became one."""
         return f"{shard}{self.suffixes[0]}"
 

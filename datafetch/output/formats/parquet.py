@@ -16,7 +16,7 @@ from datafetch.errors import ResourceError
 from datafetch.model.outcome import OK
 from datafetch.output.formats.image_suffix import image_suffix
 from datafetch.output.formats.output_format import ShardFormat
-from datafetch.output.formats.rows_file import PARQUET_SUFFIX, RowsFile, read_rows
+from datafetch.output.formats.parquet_rows import PARQUET_SUFFIX, ParquetRowsWriter, read_parquet_rows
 from datafetch.output.formats.sample_columns import (
     IMAGE,
     SampleValues,
@@ -44,7 +44,7 @@ class ParquetFormat(ShardFormat):
 
     def read_rows(self, layout: OutputLayout, shard: str) -> Iterator[SampleValues]:
         """The rows of a shard."""
-        return read_rows(layout.out / f"{shard}{PARQUET_SUFFIX}")
+        return read_parquet_rows(layout.out / f"{shard}{PARQUET_SUFFIX}")
 
 
 class ParquetShardWriter:
@@ -57,7 +57,7 @@ class ParquetShardWriter:
     """
 
     def __init__(self, folder: Path, shard: str, replaced: Path | None = None) -> None:
-        self._table = RowsFile(folder / f"{shard}{PARQUET_SUFFIX}", has_images=True, replaced=replaced)
+        self._table = ParquetRowsWriter(folder / f"{shard}{PARQUET_SUFFIX}", has_images=True, replaced=replaced)
 
     def write_row(self, row: OutputRow) -> None:
         """Append a sample, with its images in memory."""

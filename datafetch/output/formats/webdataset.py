@@ -23,7 +23,7 @@ from datafetch.model.outcome import OK
 from datafetch.model.regular_file import open_regular
 from datafetch.output.formats.checksummed_file import ChecksummedFile, crc32_of
 from datafetch.output.formats.output_format import ShardFormat
-from datafetch.output.formats.rows_file import PARQUET_SUFFIX, RowsFile, no_longer_ours, read_rows
+from datafetch.output.formats.parquet_rows import PARQUET_SUFFIX, ParquetRowsWriter, no_longer_ours, read_parquet_rows
 from datafetch.output.formats.sample_columns import KEY, SampleValues, Status, kept_types, sample_values
 from datafetch.output.formats.sample_files import TEXT_SUFFIXES, named_files
 from datafetch.output.formats.shard_stats import STATS_SUFFIX, ShardStats, statuses
@@ -54,11 +54,11 @@ class WebDatasetFormat(ShardFormat):
         tar, parquet = (layout.out / f"{shard}{suffix}" for suffix in (TAR_SUFFIX, PARQUET_SUFFIX))
         with open_regular(tar) as file:
             try:
-                yield from _stored_samples(file, read_rows(parquet))
+                yield from _stored_samples(file, read_parquet_rows(parquet))
             except ValueError as error:
                 raise no_longer_ours(tar) from error
 
-    def rows_file(self, shard: str) -> str:
+    def file_with_rows(self, shard: str) -> str:
         """The parquet: samples without an image are not in the tar."""
         return f"{shard}{PARQUET_SUFFIX}"
 
@@ -95,7 +95,9 @@ class WebDatasetWriter:
     """
 
     def __init__(self, folder: Path, shard: str, replaced: Path | None = None) -> None:
-        self._table = RowsFile(folder / f"{shard}{PARQUET_SUFFIX}", replaced=replaced)  # first, since it may refuse
+        self._table = ParquetRowsWriter(
+            folder / f"{shard}{PARQUET_SUFFIX}", replaced=replaced
+        )  # first, since it may refuse
         self._file = ChecksummedFile(folder / f"{shard}{TAR_SUFFIX}")
         self._tar = TarWriter(self._file)
         self._stats = ShardStats(folder / f"{shard}{STATS_SUFFIX}")

@@ -38,7 +38,7 @@ _SLICE_ROWS = 256  # of a row group, which become values of Python at a time
 _HUGGINGFACE = b"huggingface"
 
 
-class RowsFile:
+class ParquetRowsWriter:
     """Writes the rows of a shard to a parquet file; a row group is in memory.
 
     Args:
@@ -212,7 +212,7 @@ def read_types(path: Path) -> dict[str, str]:
         raise no_longer_ours(path) from error
 
 
-def read_rows(path: Path) -> Iterator[SampleValues]:
+def read_parquet_rows(path: Path) -> Iterator[SampleValues]:
     """The rows of a file, in order; a row group is in memory.
 
     Raises:

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 _EXAMPLES = {
     "datafetch get list.parquet --out images": "columns found by name",
-    "datafetch get 'cc*.tsv' --out cc --where 'width > 255'": "only some rows",
+    "datafetch get 'c*.tsv' --out cc --where 'width > 255'": "only some rows",
     "datafetch get urls.txt --out urls --format pickle": "for VILA's loader",
 }
 _ONLY_PICKLE = "Only for --format pickle."

@@ -33,7 +33,13 @@ from datafetch.store.layout import OutputLayout
 FORMATS = tuple(one.value for one in ListFormat)
 SHARD_SIZE = 16
 POLICY = FetchPolicy(allow_net=LOOPBACK, backoff_s=0.01, connections=8, per_host=8, retries=0)
-_OPTIONS = {"url_col": "URL", "caption_col": "TEXT", "id_col": "uid", "keep_col": ("all",), "shard_size": SHARD_SIZE}
+_OPTIONS: Mapping[str, Any] = {
+    "url_col": "URL",
+    "caption_col": "TEXT",
+    "id_col": "uid",
+    "keep_col": ("all",),
+    "shard_size": SHARD_SIZE,
+}
 _STATS_TIMES = ("start_time", "end_time", "duration")
 _SIZES = (40, 30)
 _PICTURES = 20
@@ -138,8 +144,8 @@ class ListTrial:
     def job(self, folders: RunFolders) -> Job:
         """Return the same as a job."""
         own = ListOptions(format=ListFormat(self.output_format), **_OPTIONS)
-        fields = {"fetch": POLICY, "world_size": None, "image": own_spec(LIST), "processes": 1}
-        return ListJob([*map(str, self.inputs)], str(folders.layout.out), own, **fields)
+        inputs, out = [*map(str, self.inputs)], str(folders.layout.out)
+        return ListJob(inputs, out, own, fetch=POLICY, world_size=None, image=own_spec(LIST), processes=1)
 
     def requests(self) -> dict[str, int]:
         """Return how often each URL was requested; 0 for those that the list has several times."""

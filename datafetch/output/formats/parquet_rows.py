@@ -13,12 +13,12 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from datafetch.datasets.lists.kept_columns import JSON
 from datafetch.errors import STARTS_OVER, ManifestError, ResourceError, raise_if_exhausted
 from datafetch.model.regular_file import require_regular
 from datafetch.output.formats.checksummed_file import ChecksummedFile
 from datafetch.output.formats.column_types import (
     IMAGE_TYPE,
-    JSON,
     JsonText,
     arrow_field,
     as_array,

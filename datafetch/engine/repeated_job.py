@@ -18,7 +18,7 @@ from typing import Any
 from datafetch.datasets import find_dataset
 from datafetch.engine.choices import Setting, settings_in
 from datafetch.engine.differences import describe_differences
-from datafetch.engine.job import Job, job_in, settings_of
+from datafetch.engine.job import Job, inputs_of, job_in, settings_of
 from datafetch.errors import ConfigurationError
 from datafetch.model.location import without_secrets
 from datafetch.model.options import Effect
@@ -50,7 +50,8 @@ class RepeatedJob:
 
     def log_left_out(self) -> None:
         """Log what the job had besides that, as options."""
-        left_out = [f"--source {shlex.quote(without_secrets(self.job.source))}"]
+        word = "" if find_dataset(self.job.dataset).takes_inputs else "--source "
+        left_out = [f"{word}{shlex.quote(without_secrets(place))}" for place in inputs_of(self.job)]
         for one in settings_in(self.job):
             left_out += () if one.is_default or _is_taken(one) else one.as_given()
         _log.info("not taken from %s: %s", self.path, ", ".join(left_out))

@@ -203,6 +203,19 @@ async def test_an_error_of_the_urls_is_raised(web: Web, nothing_left: Callable[[
     await until(nothing_left)
 
 
+async def test_a_cancellation_of_the_urls_is_no_end_of_them(web: Web, nothing_left: Callable[[], bool]) -> None:
+    """Something that an iterator waits for may be cancelled."""
+
+    def cancelled() -> Iterator[str]:
+        yield web.url(0)
+        raise asyncio.CancelledError
+
+    with pytest.raises(RuntimeError, match="the iterable of URLs was cancelled before its end"):
+        async for _ in fetch_images(cancelled(), fetch=POLICY, image=HEADER):
+            pass
+    await until(nothing_left)
+
+
 def _endless(web: Web, taken: list[int]) -> Iterator[str]:
     for number in count():
         taken.append(number)

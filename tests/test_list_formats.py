@@ -385,6 +385,21 @@ def test_a_retry_of_a_changed_shard_is_refused(tmp_path: Path, name: str) -> Non
     assert output.files() == before
 
 
+@pytest.mark.parametrize(("output_format", "suffix"), [("webdataset", "tar"), ("parquet", "parquet")])
+def test_a_retry_copies_no_damage(tmp_path: Path, output_format: str, suffix: str) -> None:
+    """A bit of an image that has changed would get a new checksum, and no one would ever know."""
+    output = ListOutput(tmp_path, output_format)
+    output.commit(mixed_samples(COUNT))
+    path = output.layout.out / f"{SHARD}.{suffix}"
+    content = bytearray(path.read_bytes())
+    content[content.index(picture(0).jpeg) + 300] ^= 1
+    path.write_bytes(content)
+    before = output.files()
+    with pytest.raises(ManifestError, match=rf"{SHARD}.{suffix} has other bytes than it was written with"):
+        output.retry({(3, 0): picture(3)})
+    assert output.files() == before
+
+
 def test_publishing_can_be_killed_anywhere(output: ListOutput, tmp_path: Path) -> None:
     """The next process puts everything in place, and before that no file is there in part."""
     prepared = ListOutput(tmp_path / "prepared", output.output_format)

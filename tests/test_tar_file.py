@@ -89,6 +89,8 @@ DAMAGES: dict[str, Callable[[bytes], bytes]] = {
     "without its end": lambda content: content[: len(content) // 10240 * 10240 - 10240 + 2048],
     "a changed header": lambda content: b"z" + content[1:],
     "a checksum that is no number": lambda content: content[:148] + b"9" * 6 + content[154:],
+    "a size with a sign": lambda content: _sized(b"-0000001000") + content,
+    "a size with an underscore": lambda content: _sized(b"0000001_000") + content,
     "something else": lambda _: b"PK" * 1000,
     "a link": lambda content: _link() + content,
     "a large header": lambda content: _extended(b"path=" + b"x" * 100_000) + content,
@@ -104,6 +106,14 @@ def _link() -> bytes:
     member = tarfile.TarInfo("a.jpg")
     member.type, member.linkname = tarfile.SYMTYPE, "/etc/passwd"
     return member.tobuf()
+
+
+def _sized(size: bytes) -> bytes:
+    header = bytearray(tarfile.TarInfo("a.jpg").tobuf())
+    header[124:136] = size + b"\0"
+    header[148:156] = b" " * 8
+    header[148:156] = b"%06o\0 " % sum(header)
+    return bytes(header)
 
 
 def _extended(records: bytes) -> bytes:

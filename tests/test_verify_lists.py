@@ -225,10 +225,59 @@ def test_samples_may_come_in_another_order(tmp_path: Path) -> None:
     assert verdict.is_sound, verdict.problems
 
 
-def test_large_row_groups_are_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Those of others may be of any size."""
+def test_many_rows_that_share_a_large_value_take_little_memory(tmp_path: Path) -> None:
+    """A dictionary makes a small file of them; they are read a few at a time."""
     output = ListOutput(tmp_path, "parquet")
     output.commit(mixed_samples(COUNT))
-    monkeypatch.setattr("datafetch.verify.sample_shards._MAX_ROW_GROUP_BYTES", 100)
-    (problem,) = verified(output).problems
-    assert "has a row group of more than 100 bytes" in problem
+    path = output.layout.out / f"{SHARD}.parquet"
+    row = pq.read_table(path).slice(0, 1).drop(["image"])
+    large = pa.DictionaryArray.from_arrays(pa.array([0] * 300, pa.int32()), pa.array(["x" * (8 << 20)]))
+    table = pa.concat_tables([row] * 300).combine_chunks().append_column("large", large)
+    pq.write_table(table, path)
+    pool = pa.proxy_memory_pool(pa.default_memory_pool())
+    before = pa.default_memory_pool()
+    pa.set_memory_pool(pool)
+    try:
+        verdict = verified(output)
+    finally:
+        pa.set_memory_pool(before)
+    assert not verdict.is_sound
+    assert pool.max_memory() < 256 << 20
+
+
+@pytest.mark.parametrize("output_format", ["webdataset", "files"])
+def test_values_without_end_are_not_parsed(tmp_path: Path, output_format: str) -> None:
+    """Lists of empty lists take thirty times the memory of their text."""
+    output = ListOutput(tmp_path, output_format)
+    output.commit(mixed_samples(COUNT))
+    bomb = b"[" + b"[]," * 6_000_000 + b"[]]"
+    (output.layout.out / f"{SHARD}_stats.json").write_bytes(bomb)
+    if output_format == "webdataset":
+        changed_tar(output, lambda members: members | {f"{KEY}.json": bomb})
+    else:
+        (output.layout.out / SHARD / f"{KEY}.json").write_bytes(bomb)
+    problems = verified(output).problems
+    assert any("its metadata has more values than fit into" in problem for problem in problems), problems
+    assert any("is not the statistics of a shard" in problem for problem in problems), problems
+
+
+@pytest.mark.parametrize("name", ["key", "error_message"])
+def test_a_parquet_of_something_else_is_found(output: ListOutput, name: str) -> None:
+    """One that lacks a column is named."""
+    output.commit(mixed_samples(COUNT))
+    path = output.layout.out / f"{SHARD}.parquet"
+    pq.write_table(pq.read_table(path).drop([name]), path)
+    problems = run_check(Check(str(output.layout.out), processes=1)).problems
+    assert any(name in problem for problem in problems), problems
+
+
+def test_values_that_python_has_no_type_for_are_no_problem(output: ListOutput) -> None:
+    """A column of somebody else's may have dates beyond its calendar."""
+    output.commit(mixed_samples(COUNT))
+    path = output.layout.out / f"{SHARD}.parquet"
+    table = pq.read_table(path)
+    table = table.append_column("day", pa.array([10**8] * COUNT, pa.int32()).cast(pa.date32()))
+    table = table.append_column("moment", pa.array([2**50] * COUNT, pa.int64()).cast(pa.timestamp("ms")))
+    pq.write_table(table, path)
+    verdict = verified(output)
+    assert verdict.is_sound, verdict.problems

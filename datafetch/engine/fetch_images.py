@@ -213,7 +213,14 @@ class _ImageStream:
 
     async def _pull(self) -> Sample | None:
         async with self._pulling:  # no two tasks may ask an iterator at once
-            return await anext(self._urls, None)
+            try:
+                return await anext(self._urls, None)
+            except asyncio.CancelledError as error:
+                task = asyncio.current_task()
+                if task is not None and task.cancelling():
+                    raise
+                # A group takes a task that ends so for one that was told to, and URLs would be missing without a word.
+                raise RuntimeError("the iterable of URLs was cancelled before its end") from error
 
     async def _process(self, images: ImageFetcher, sample: Sample) -> None:
         with self._budget.reservation() as memory:

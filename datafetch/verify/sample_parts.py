@@ -10,6 +10,7 @@ from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
 from typing import Any
 
+from datafetch.datasets.readers.limits import max_parsed_bytes
 from datafetch.model import exact_json
 from datafetch.output.formats.image_suffix import IMAGE_SUFFIXES
 from datafetch.output.formats.sample_columns import (
@@ -30,6 +31,8 @@ from datafetch.verify.findings import Examination, ImageToDecode, Location, Prob
 
 MAX_PART_BYTES = 256 << 20
 """The size of an image, a caption, or the metadata of a sample; what is larger is a problem, and not read."""
+MAX_PARSED_BYTES = 1 << 30
+"""What the metadata of a sample, or statistics, may take in memory when they are parsed."""
 _COMPARED = tuple(sorted(OWN_COLUMNS - {IMAGE}))
 _MAX_NUMBER_DIGITS = 5  # of an image in its sample
 
@@ -126,6 +129,9 @@ class SampleParts:
         metadata = self._texts.get(".json")
         if metadata is None:
             yield "has no metadata (.json), or one that was not read"
+            return
+        if max_parsed_bytes(metadata) > MAX_PARSED_BYTES:
+            yield f"its metadata has more values than fit into {MAX_PARSED_BYTES:,} bytes, and is not read"
             return
         row = {} if self._row is None else self._row.values
         try:

@@ -3,9 +3,9 @@
 A shard has a row for each sample in its parquet. Its images, captions and metadata are in the same file, in a tar, or
 in a folder; and its statistics count what the rows say.
 
-Rules: nothing is trusted. Memory holds a row group of the parquet, the names in a folder, and one member of a tar at a
-time; what is larger than a bound is a problem and not read. No link is followed out of the output. Samples of a tar
-must come in the order of the rows, as everything that writes both writes them.
+Rules: nothing is trusted. Memory holds a batch of rows of the parquet, the names in a folder, and one member of a tar
+at a time; what is larger than a bound is a problem and not read. No link is followed out of the output. Samples of a
+tar must come in the order of the rows, as everything that writes both writes them.
 """
 
 from __future__ import annotations
@@ -18,14 +18,17 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import BinaryIO
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from datafetch.datasets.readers import BadRow, ParquetFile
+from datafetch.datasets.readers.limits import max_parsed_bytes
 from datafetch.errors import ConfigurationError, ManifestError, raise_if_exhausted
 from datafetch.model.regular_file import open_regular, require_regular
 from datafetch.output.formats import FORMATS, FilesFormat, ParquetFormat, ShardFormat, WebDatasetFormat
-from datafetch.output.formats.parquet_rows import PARQUET_SUFFIX, read_parquet_rows
-from datafetch.output.formats.sample_columns import IMAGE, KEY, STATUS, Status
+from datafetch.output.formats.parquet_rows import PARQUET_SUFFIX
+from datafetch.output.formats.sample_columns import ERROR_MESSAGE, IMAGE, KEY, STATUS, SampleValues, Status
 from datafetch.output.formats.shard_stats import STATS_SUFFIX
 from datafetch.output.formats.tar_file import TarMember, read_members
 from datafetch.output.formats.webdataset import TAR_SUFFIX
@@ -33,11 +36,11 @@ from datafetch.store.atomic import LINK_ADVICE, leads_out
 from datafetch.store.layout import OutputLayout
 from datafetch.verify.findings import Examination, ImageToDecode, Location, Problem
 from datafetch.verify.record_list import read_image
-from datafetch.verify.sample_parts import MAX_PART_BYTES, SampleParts, SampleRow, problem
+from datafetch.verify.sample_parts import MAX_PARSED_BYTES, MAX_PART_BYTES, SampleParts, SampleRow, problem
 
 FORMATS_OF_SAMPLES = frozenset({WebDatasetFormat.name, ParquetFormat.name, FilesFormat.name})
 _OF_SHARD = (PARQUET_SUFFIX, STATS_SUFFIX)
-_MAX_ROW_GROUP_BYTES = 2 << 30
+_NEEDED = (KEY, STATUS, ERROR_MESSAGE)
 _MAX_STATS_BYTES = 64 << 20
 _COUNTS = ("count", "successes", "failed_to_download", "failed_to_resize")
 _MAX_MEMBERS = 100_000  # of a sample
@@ -169,9 +172,7 @@ class _Shard:
         """The rows of the parquet; a problem if one can't be read."""
         path, number = self.folder / f"{self.name}{PARQUET_SUFFIX}", 0
         try:
-            require_regular(path)
-            _refuse_large_groups(path)
-            for values in read_parquet_rows(path):
+            for values in _read_rows(path):
                 row = SampleRow(Location(path.name, number, key=str(values.get(KEY))), values)
                 for status, _ in row.statuses:
                     self.counts[status] += 1
@@ -282,7 +283,8 @@ class _Shard:
         )
         try:
             with open_regular(path) as file:
-                stats = json.loads(file.read(_MAX_STATS_BYTES))  # longer ones end too early to be JSON
+                text = file.read(_MAX_STATS_BYTES)  # longer ones end too early to be JSON
+            stats = json.loads(text) if max_parsed_bytes(text) <= MAX_PARSED_BYTES else None
             said = {name: stats[name] for name in _COUNTS}
         except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
             raise_if_exhausted(error)
@@ -293,18 +295,21 @@ class _Shard:
                 yield problem(Location(path.name), f"says {name} {said[name]!r}, and the parquet has {count:,}")
 
 
-def _refuse_large_groups(path: Path) -> None:
-    """Check that the row groups of a file fit into memory, by what it says of them.
+def _read_rows(path: Path) -> Iterator[SampleValues]:
+    """The rows of a parquet file that may be anyone's, in batches whose size in memory is bounded.
 
     Raises:
-        ManifestError: One does not.
+        ManifestError: It is damaged, lacks a column, or has a row group that does not fit into memory.
     """
-    metadata = pq.read_metadata(path)
-    sizes = (metadata.row_group(number).total_byte_size for number in range(metadata.num_row_groups))
-    if max(sizes, default=0) > _MAX_ROW_GROUP_BYTES:
-        raise ManifestError(
-            f"has a row group of more than {_MAX_ROW_GROUP_BYTES:,} bytes; write it again with smaller ones"
-        )
+    require_regular(path)
+    file = ParquetFile(path, None)
+    if missing := [name for name in _NEEDED if name not in file.types or name in file.repeated]:
+        raise ManifestError(f"does not have a column {' and one '.join(missing)}, as shards of samples have")
+    columns = [name for name in file.types if name not in file.repeated]
+    for row in file.select(np.arange(file.rows, dtype=np.int64), columns):
+        if isinstance(row, BadRow):
+            raise ManifestError(f"row {row.number:,} can't be read: {row.reason}")
+        yield row
 
 
 def _samples(members: Iterator[TarMember]) -> Iterator[tuple[str, Sequence[TarMember]]]:

@@ -7,11 +7,14 @@ list it in ``datafetch.output.formats``. A dataset selects its format by name.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, TypeAlias
 
+from datafetch.errors import ManifestError
+from datafetch.model.wording import command_that_made
+from datafetch.output.formats.checksummed_file import crc32_of
 from datafetch.output.row import OutputRow
 from datafetch.store.atomic import make_folder, publish
 from datafetch.store.layout import OutputLayout
@@ -176,6 +179,21 @@ class ShardFormat(OutputFormat):
     def file_with_rows(self, shard: str) -> str:
         """The name of the file that has a row for each sample that became one."""
         return f"{shard}{self.suffixes[0]}"
+
+    def refuse_changed(self, layout: OutputLayout, shard: str, paths: Iterable[Path]) -> None:
+        """Check that files of a shard that are to be copied have the bytes with which they were written.
+
+        Raises:
+            ManifestError: One has others, which a copy would make the recorded ones.
+        """
+        checks = read_file_checks(layout.ledger(shard))
+        for path in paths:
+            check = checks.get(path.name)
+            if check is not None and path.exists() and crc32_of(path) != check.crc32:
+                raise ManifestError(
+                    f"{path} has other bytes than it was written with; put back a copy, or delete it and run the "
+                    f"command that made the output, which fetches what it needs; {command_that_made(layout.out)}"
+                )
 
     def publish(self, layout: OutputLayout, shard: str, ready: Path, folder: Path) -> None:
         """Publish the files one after another.

@@ -44,7 +44,9 @@ class ParquetFormat(ShardFormat):
 
     def read_rows(self, layout: OutputLayout, shard: str) -> Iterator[SampleValues]:
         """The rows of a shard."""
-        return read_parquet_rows(layout.out / f"{shard}{PARQUET_SUFFIX}")
+        path = layout.out / f"{shard}{PARQUET_SUFFIX}"
+        self.refuse_changed(layout, shard, [path])
+        yield from read_parquet_rows(path)
 
 
 class ParquetShardWriter:

@@ -24,6 +24,7 @@ _MODE = 0o644
 _MAX_NAME_BYTES = 100
 _MAX_SIZE_BYTES = 8**11 - 1
 _MAX_PAX_BYTES = 1 << 16
+_OCTAL_DIGITS = frozenset(b"01234567")
 _MAX_DIGITS = 20  # of a number in a PAX header
 _SIZE = slice(124, 136)
 _CHECKSUM = slice(148, 156)
@@ -154,16 +155,15 @@ def _read_header(file: BinaryIO, offset: int) -> bytes:
         return b""
     found = header[_CHECKSUM].strip(b" \0")
     expected = sum(header) - sum(header[_CHECKSUM]) + 8 * ord(" ")
-    if header[_MAGIC] != b"ustar" or not found.isdigit() or _octal(found, offset) != expected:
+    if header[_MAGIC] != b"ustar" or _octal(found, offset) != expected:
         raise ValueError(f"is damaged at byte {offset:,}")
     return header
 
 
 def _octal(digits: bytes, offset: int) -> int:
-    try:
-        return int(digits, 8)
-    except ValueError as error:
-        raise ValueError(f"is damaged at byte {offset:,}") from error
+    if not digits or not _OCTAL_DIGITS.issuperset(digits):  # int would take a sign, too
+        raise ValueError(f"is damaged at byte {offset:,}")
+    return int(digits, 8)
 
 
 def _decimal(digits: str, offset: int) -> int:

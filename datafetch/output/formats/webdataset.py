@@ -52,6 +52,7 @@ class WebDatasetFormat(ShardFormat):
     def read_rows(self, layout: OutputLayout, shard: str) -> Iterator[StoredSample]:
         """The rows of a shard, each with the bytes of its members, which must be consumed before the next is read."""
         tar, parquet = (layout.out / f"{shard}{suffix}" for suffix in (TAR_SUFFIX, PARQUET_SUFFIX))
+        self.refuse_changed(layout, shard, (tar, parquet))
         with open_regular(tar) as file:
             try:
                 yield from _stored_samples(file, read_parquet_rows(parquet))

@@ -24,6 +24,7 @@ from datafetch.model.bounds import Amount, PathText
 from datafetch.model.observers import SafeObserver
 from datafetch.model.statistics import Statistics
 from datafetch.monitor.throughput import Throughput
+from datafetch.process.existence import process_exists
 from datafetch.store.layout import OutputLayout
 from datafetch.store.lock_holder import process_name
 from datafetch.store.state_file import read_if_sound
@@ -68,7 +69,7 @@ class ProgressSnapshot:
         """
         if self.is_ended or abs(time.time() - self.updated_unix_s) > MAX_AGE_S:
             return False
-        return self.host != socket.gethostname() or _process_exists(self.pid)
+        return self.host != socket.gethostname() or process_exists(self.pid)
 
 
 async def write_heartbeats(statistics: Callable[[], Statistics], layout: OutputLayout, path: Path) -> None:
@@ -139,13 +140,3 @@ def read_snapshot(path: Path) -> ProgressSnapshot | None:
         ResourceError: This machine has run out of descriptors or memory.
     """
     return read_if_sound(path, ProgressSnapshot)
-
-
-def _process_exists(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:  # it exists, and belongs to another user
-        return True
-    return True

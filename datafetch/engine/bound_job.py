@@ -22,6 +22,7 @@ from datafetch.engine.scan_cache import CacheFolderScans, StateFolderCache
 from datafetch.engine.web_download import policy_for_files
 from datafetch.engine.workers.budgets import policy_of_reader
 from datafetch.errors import ConfigurationError, ManifestError
+from datafetch.fetch import FetchPolicy
 from datafetch.fetch.receive_rate import ReceiveRate, rate_of
 from datafetch.model.dataset import Dataset
 from datafetch.model.kinds import CounterName
@@ -196,8 +197,12 @@ def estimate_disk(job: Job, dataset: Dataset, samples: int, shards: int) -> Disk
 
 
 @asynccontextmanager
-async def bind(job: Job) -> AsyncIterator[BoundJob]:
+async def bind(job: Job, policy: FetchPolicy | None = None) -> AsyncIterator[BoundJob]:
     """Open the manifest of a job, without writing anything to the output.
+
+    Args:
+        job: The job.
+        policy: With what limits files are fetched and the manifest is read; None takes the job's.
 
     Yields:
         The job with its manifest; the manifest can be read until the context ends.
@@ -208,11 +213,12 @@ async def bind(job: Job) -> AsyncIterator[BoundJob]:
     if not isinstance(job, Job):
         raise ConfigurationError(f"a Job is needed, not {short_repr(job)}; write Job(dataset=…, source=…, out=…)")
     dataset = await run_in_thread(dataset_of, job)
+    limited = replace(job, fetch=policy or job.fetch)
     if is_hub(job.source) and dataset.reads_in_place:
-        place, names = await find_published(job, dataset)
-        ids = await _download_ids(job)
-        rate = rate_of(policy_of_reader(job))  # the manifest is read while images are fetched
-        async with open_remote(policy_for_files(job), rate) as remote:
+        place, names = await find_published(limited, dataset)
+        ids = await _download_ids(limited)
+        rate = rate_of(policy_of_reader(limited))  # the manifest is read while images are fetched
+        async with open_remote(policy_for_files(limited), rate) as remote:
             for name in names:
                 remote.add_of_hub(place, name, job.mirror)
             reading = replace(job, ids=ids)
@@ -220,12 +226,12 @@ async def bind(job: Job) -> AsyncIterator[BoundJob]:
             yield replace(bound, rate=rate)
         return
     if dataset.takes_inputs:
-        rate = rate_of(policy_of_reader(job))
-        async with open_inputs(job, dataset, rate) as inputs:
+        rate = rate_of(policy_of_reader(limited))
+        async with open_inputs(limited, dataset, rate) as inputs:
             bound = await run_in_thread(_bind_inputs, job, dataset, inputs, on_cancel=inputs.close)
             yield replace(bound, rate=rate if inputs.are_remote else None)
         return
-    reading = replace(job, source=await download_source(job, dataset), ids=await _download_ids(job))
+    reading = replace(job, source=await download_source(limited, dataset), ids=await _download_ids(limited))
     layout = await run_in_thread(lambda: OutputLayout(resolve_parent(Path(job.out))))
     if not dataset.archives:
         root = dataset.image_root
@@ -233,7 +239,7 @@ async def bind(job: Job) -> AsyncIterator[BoundJob]:
         yield await run_in_thread(_bind, job, reading, dataset, archives)
         return
     location = at_mirror(await run_in_thread(dataset.archive_location, job.source), job.mirror)
-    async with open_archives(dataset, location, layout, job.fetch, fresh=job.fresh) as archives:
+    async with open_archives(dataset, location, layout, limited.fetch, fresh=job.fresh) as archives:
         yield await run_in_thread(_bind, job, reading, dataset, archives)
 
 

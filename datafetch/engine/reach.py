@@ -58,14 +58,14 @@ class Steered(Protocol):
         """Set other limits than the job has: requests in flight to one host, and bytes a second if there is a cap."""
         ...
 
-    async def count_answered(self, urls: Sequence[str]) -> int:
-        """Request URLs, and count those that a server answers, in whatever way."""
+    async def count_answered(self, urls: Sequence[str]) -> int | None:
+        """Request URLs, and count those that a server answers, in whatever way; None if they can't be requested."""
         ...
 
 
-async def count_answered(fetch: Fetcher, urls: Sequence[str]) -> int:
-    """Request URLs, and count those that a server answers; 0 if this machine can request none."""
+async def count_answered(fetch: Fetcher, urls: Sequence[str]) -> int | None:
+    """Request URLs, and count those that a server answers; None if this machine can request none."""
     with suppress(DatafetchError, RuntimeError):  # what it lacks its own requests will say; or the fetcher has closed
         fetched = await asyncio.gather(*map(fetch, urls))
         return sum(not (isinstance(one, Failure) and one.kind in UNREACHED) for one in fetched)
-    return 0
+    return None

@@ -167,7 +167,7 @@ class Session:
             publisher = Publisher(feed, self.output, commit)
             async with (
                 (
-                    _in_workers(feed, access, workers, publisher, reads_remotely=rate is not None)
+                    _in_workers(feed, access, workers, publisher, reader_rate=rate)
                     if workers > 1
                     else _in_this_process(feed, access, backends, publisher, rate)
                 ) as work,
@@ -377,8 +377,8 @@ class _Work(Protocol):
         """Set other limits than the job has."""
         ...
 
-    async def count_answered(self, urls: Sequence[str]) -> int:
-        """Request URLs, and count those that a server answers."""
+    async def count_answered(self, urls: Sequence[str]) -> int | None:
+        """Request URLs, and count those that a server answers; None if they can't be requested."""
         ...
 
 
@@ -427,9 +427,9 @@ async def _in_this_process(
 
 @asynccontextmanager
 async def _in_workers(
-    feed: Feed, access: ImageAccess, workers: int, publisher: Publisher, *, reads_remotely: bool
+    feed: Feed, access: ImageAccess, workers: int, publisher: Publisher, *, reader_rate: ReceiveRate | None
 ) -> AsyncIterator[_Work]:
     """Open what does the work in worker processes."""
     from datafetch.engine.workers.coordinator import Coordinator  # noqa: PLC0415 - most runs have one process
 
-    yield Coordinator(feed, access, workers, publisher, reads_remotely=reads_remotely)
+    yield Coordinator(feed, access, workers, publisher, reader_rate=reader_rate)

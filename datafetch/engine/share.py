@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Protocol
 
@@ -28,6 +28,7 @@ from datafetch.engine.reach import Steered
 from datafetch.engine.repeated_job import RepeatedJob
 from datafetch.engine.runner import begin_run, log_no_longer_permitted, refuse_starting_over, try_to_start
 from datafetch.engine.session import CHILD_PROCESSES, Backends, Session
+from datafetch.fetch import FetchPolicy
 from datafetch.model.ledger_line import ShardCounts
 from datafetch.model.report import FetchedShards
 from datafetch.process.threads import run_in_thread
@@ -45,14 +46,12 @@ class BegunRun:
         open_shards: The shards that are not published, in order, as far as the job's limit reaches.
         sizes: The sizes of these shards, in their manifest's unit.
         published: The counts of all other shards.
-        expected_samples: The number of samples of all shards together; None if the manifest does not know it.
     """
 
     layout: OutputLayout
     open_shards: tuple[SuppliedShard, ...]
     sizes: Mapping[str, int]
     published: ShardCounts
-    expected_samples: int | None
 
 
 class Supply(ShardSupply, Protocol):
@@ -93,6 +92,7 @@ async def fetch_share(
     name: str,
     on_start: Callable[[Steered], None],
     *,
+    policy: FetchPolicy | None = None,
     backends: Backends = CHILD_PROCESSES,
 ) -> FetchedShards:
     """Fetch shards as they are handed out, until there are no more.
@@ -101,7 +101,8 @@ async def fetch_share(
         job: What to do, the same in every process; ``begin_dataset`` has claimed its output.
         supply: Hands out the shards.
         name: What names this process's heartbeat, among those of all that work on the output.
-        on_start: Called when everything is open and nothing has been requested yet.
+        on_start: Called when everything is open and no image has been requested yet.
+        policy: The job's, with this process's part of the limits of all; None if that is the whole.
         backends: What transcodes images and commits shards.
 
     Returns:
@@ -112,10 +113,12 @@ async def fetch_share(
             of something.
     """
     refuse_starting_over(job)
-    async with bind(job) as bound:
+    async with bind(job, policy) as bound:
         layout = bound.layout
         async with locked_shards(layout, (), partial(_prepare_for_share, bound)) as locks:
-            session = Session(job, bound.output, (), (), layout.shard_progress(name), on_start)
+            session = Session(
+                replace(job, fetch=policy or job.fetch), bound.output, (), (), layout.shard_progress(name), on_start
+            )
             feed = Feed(
                 bound.manifest, layout, image_root=bound.image_root, supply=_LockedSupply(layout, locks, supply)
             )
@@ -171,5 +174,4 @@ def _find_open_shards(bound: BoundJob) -> BegunRun:
         open_shards=tuple(found),
         sizes={shard.name: shard.size for shard in shards if shard.name in missing},
         published=ShardCounts.sum(published.values()),
-        expected_samples=bound.manifest.expected_samples(),
     )

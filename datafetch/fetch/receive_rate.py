@@ -57,6 +57,11 @@ class ReceiveRate:
         self._requests: deque[_Waiter] = deque()
         self._timer: asyncio.TimerHandle | None = None
 
+    @property
+    def bytes_per_s(self) -> int:
+        """How many bytes may be received in a second, on average."""
+        return self._bytes_per_s
+
     def limit_to(self, bytes_per_s: int) -> None:
         """Set how many bytes may be received in a second, on average."""
         self._grant()  # at the rate that has held until now

@@ -6,9 +6,10 @@ could fetch nothing. Limits of a machine, such as connections, memory and codec 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from datafetch.fetch import FetchPolicy
+from datafetch.fetch.policy import MIN_RATE_BYTES_PER_S
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +23,12 @@ class NodeLimits:
 
     per_host: int
     max_rate_bytes_per_s: int | None
+
+    def apply_to(self, policy: FetchPolicy) -> FetchPolicy:
+        """The policy of a node that has these limits; its cap on the rate is at least what a policy may have."""
+        rate = self.max_rate_bytes_per_s
+        rate = None if rate is None else max(rate, MIN_RATE_BYTES_PER_S)
+        return replace(policy, per_host=self.per_host, max_rate_bytes_per_s=rate)
 
 
 def divide_limits(policy: FetchPolicy, nodes: int) -> tuple[NodeLimits, ...]:

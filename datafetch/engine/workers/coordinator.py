@@ -58,6 +58,8 @@ from datafetch.engine.workers.waiting_samples import WaitingSamples
 from datafetch.engine.workers.worker_process import InHand, WorkerProcess
 from datafetch.engine.workers.worker_totals import WorkerTotals
 from datafetch.errors import ResourceError
+from datafetch.fetch.policy import MIN_RATE_BYTES_PER_S
+from datafetch.fetch.receive_rate import ReceiveRate
 from datafetch.model.ledger_line import LedgerLine
 from datafetch.model.outcome import OK, Source
 from datafetch.model.sample import Sample
@@ -85,16 +87,24 @@ class Coordinator:
         access: Where the bytes of images come from, with the job of all workers together.
         workers: The number of workers.
         publisher: Publishes shards.
-        reads_remotely: Whether the manifest is read over the network meanwhile, with a part of the cap on the rate.
+        reader_rate: The part of the cap on the rate with which the manifest is read over the network meanwhile; None
+            if it is not, or there is no cap.
     """
 
     def __init__(
-        self, feed: Feed, access: ImageAccess, workers: int, publisher: Publisher, *, reads_remotely: bool = False
+        self,
+        feed: Feed,
+        access: ImageAccess,
+        workers: int,
+        publisher: Publisher,
+        *,
+        reader_rate: ReceiveRate | None = None,
     ) -> None:
         self._feed = feed
         self._access = access
         self._number_of_workers = workers
-        self._rate_parts = workers + reads_remotely
+        self._reader_rate = reader_rate
+        self._rate_parts = workers + (reader_rate is not None)
         self._publisher = publisher
         self._workers: dict[int, WorkerProcess] = {}
         self._shard_numbers: dict[OpenShard, int] = {}
@@ -107,7 +117,8 @@ class Coordinator:
         self._unflushed: set[WorkerProcess] = set()
         self._totals = WorkerTotals()
         self._peak_open_requests = 0
-        self._answers: asyncio.Future[int] | None = None
+        self._answers: asyncio.Future[int | None] | None = None
+        self._asked: WorkerProcess | None = None
         self._first_outcomes: FirstOutcomes | None = None
         self._log = RelayedLog()
         self._loop = asyncio.get_running_loop()
@@ -165,23 +176,29 @@ class Coordinator:
         """Set other limits than the job has, also for workers that take the place of others."""
         job = self._access.job
         rate = None if job.fetch.max_rate_bytes_per_s is None else max_rate_bytes_per_s
+        rate = None if rate is None else max(rate, MIN_RATE_BYTES_PER_S * self._rate_parts)
         fetch = replace(job.fetch, per_host=per_host, max_rate_bytes_per_s=rate)
         self._access = replace(self._access, job=replace(job, fetch=fetch))
+        part = None if rate is None else rate // self._rate_parts
+        if self._reader_rate is not None and part is not None:
+            self._reader_rate.limit_to(part)
         for worker in self._workers.values():
-            worker.send(Limit(per_host, None if rate is None else max(1, rate // self._number_of_workers)))
+            worker.send(Limit(per_host, part))
 
-    async def count_answered(self, urls: Sequence[str]) -> int:
-        """Request URLs, and count those that a server answers; 0 while no worker can."""
-        worker = next(iter(self._workers.values()), None)
+    async def count_answered(self, urls: Sequence[str]) -> int | None:
+        """Request URLs, and count those that a server answers; None if no worker can request them."""
+        worker = self._asked = next(
+            (one for one in self._workers.values() if one.is_ready and one.returncode is None), None
+        )
         if worker is None:
-            return 0
+            return None
         self._answers = self._loop.create_future()
         worker.send(TryUrls([url.encode("utf-8", "surrogatepass") for url in urls]))
         try:
             async with asyncio.timeout(_ANSWER_TIMEOUT_S):
                 return await self._answers
         except TimeoutError:
-            return 0
+            return None
 
     def statistics(self) -> Statistics:
         """A snapshot of the run."""
@@ -310,19 +327,21 @@ class Coordinator:
         while messages := await worker.receive():
             for message in messages:
                 if isinstance(message, TriedUrls):
-                    self._take_answer(message)
+                    self._take_answers(worker, message.answers)
                 else:
                     self._take(worker, message, group)
         worker.room = 0
+        self._take_answers(worker, None)
         await worker.end()
         self._let_end()
         if not worker.has_finished and (worker.returncode or 0) >= 0:
             raise RuntimeError(f"a worker process ended with status {worker.returncode}; its traceback is above")
         return worker.has_finished
 
-    def _take_answer(self, message: TriedUrls) -> None:
-        if self._answers is not None and not self._answers.done():
-            self._answers.set_result(message.answers)
+    def _take_answers(self, worker: WorkerProcess, answers: int | None) -> None:
+        """Pass on how many URLs a worker has got answers to; None if it could not request them, or has ended."""
+        if self._answers is not None and self._asked is worker and not self._answers.done():
+            self._answers.set_result(answers)
 
     def _take(self, worker: WorkerProcess, message: FromWorker, group: asyncio.TaskGroup) -> None:
         match message:

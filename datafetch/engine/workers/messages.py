@@ -173,10 +173,10 @@ class TriedUrls(_Message):
     """The answer to ``TryUrls``.
 
     Attributes:
-        answers: The number of URLs that a server has answered.
+        answers: The number of URLs that a server has answered; None if they could not be requested.
     """
 
-    answers: int
+    answers: int | None
 
 
 class Logged(_Message):

@@ -182,7 +182,7 @@ class _Steering:
         self._group.create_task(self._try_urls([url.decode("utf-8", "surrogatepass") for url in urls]))
 
     async def _try_urls(self, urls: list[str]) -> None:
-        answers = 0 if self._fetch is None else await count_answered(self._fetch, urls)
+        answers = None if self._fetch is None else await count_answered(self._fetch, urls)
         self._channel.send(TriedUrls(answers))
 
 

@@ -1,6 +1,6 @@
 """A cluster whose nodes are simulated in this process: what its driver costs, and how it behaves with many of them.
 
-Rules: it has the interface of ``RayCluster``. A node has two shards in progress, each of which takes some time; it
+Rules: it has the interface of ``Cluster``. A node has two shards in progress, each of which takes some time; it
 fetches nothing and writes nothing. What it reports is as large as what a real node reports.
 """
 
@@ -12,9 +12,9 @@ import time
 from bisect import insort
 from dataclasses import dataclass, field, replace
 
+from datafetch.engine.cluster.interface import ClusterNode, NodeLostError
 from datafetch.engine.cluster.messages import EndKind, NodeEnd, NodeOutput, NodeReport, NodeTask, Orders
 from datafetch.engine.cluster.node_facts import NodeFacts, find_facts
-from datafetch.engine.cluster.ray_cluster import ClusterNode, NodeLostError
 from datafetch.engine.feed import SuppliedShard
 from datafetch.engine.share import BegunRun
 from datafetch.model.ledger_line import ShardCounts
@@ -106,7 +106,7 @@ def report_of(published: int, images: int, *, elapsed_s: float = 1.0) -> NodeRep
 
 @dataclass(slots=True)
 class SimulatedCluster:
-    """A cluster of simulated nodes, with the interface of ``RayCluster``.
+    """A cluster of simulated nodes, with the interface of ``Cluster``.
 
     Attributes:
         size: The number of nodes at each time.
@@ -114,7 +114,6 @@ class SimulatedCluster:
         exchanges: How many calls of ``exchange`` there were.
         looks: How many calls of ``nodes``.
         longest_wait_s: The longest time for which a node was allowed to wait for news.
-        is_checked: As for ``RayCluster``.
     """
 
     size: int
@@ -122,7 +121,6 @@ class SimulatedCluster:
     exchanges: int = 0
     looks: int = 0
     longest_wait_s: float = 0.0
-    is_checked: bool = False
     _nodes: dict[str, ClusterNode] = field(default_factory=dict)
     _ever: int = 0
     _facts: NodeFacts | None = None
@@ -141,6 +139,9 @@ class SimulatedCluster:
             self._nodes[node.id] = node
             self._ever += 1
         return list(self._nodes.values())
+
+    async def refuse_open_head(self) -> None:
+        """It has none."""
 
     def start(self, node: ClusterNode) -> SimulatedNode:
         """Start a server."""
@@ -178,4 +179,4 @@ def begun_run(layout: OutputLayout, shards: int) -> BegunRun:
     """A run with so many open shards, whose output is claimed; its state folder is made."""
     layout.state_folder.mkdir()
     supplied = tuple(SuppliedShard(f"part-{number:05d}") for number in range(shards))
-    return BegunRun(layout, supplied, {shard.name: 1 for shard in supplied}, ShardCounts(), None)
+    return BegunRun(layout, supplied, {shard.name: 1 for shard in supplied}, ShardCounts())

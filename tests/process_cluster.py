@@ -1,6 +1,6 @@
 """A cluster without Ray: each node is a process of this machine that runs a NodeServer, and is killed for real.
 
-It has the interface of ``RayCluster``, so that what the driver decides can be tested in seconds; ``test_ray.py`` tests
+It has the interface of ``Cluster``, so that what the driver decides can be tested in seconds; ``test_ray.py`` tests
 what Ray does. As a program it is such a process, which reads pickled calls and writes pickled answers. With
 ``DATAFETCH_TEST_SPOOLS_S`` in its environment it uploads what spools have gained after so many seconds.
 """
@@ -17,10 +17,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import cast
 
+from datafetch.engine.cluster.interface import ClusterNode, NodeLostError
 from datafetch.engine.cluster.messages import NodeOutput, NodeReport, NodeTask, Orders
 from datafetch.engine.cluster.node import NodeServer
 from datafetch.engine.cluster.node_facts import NodeFacts
-from datafetch.engine.cluster.ray_cluster import ClusterNode, NodeLostError
 from datafetch.store.buckets import spool_segments
 
 
@@ -63,8 +63,6 @@ class ProcessCluster:
         names: The names of its first nodes.
     """
 
-    is_checked = False
-
     def __init__(self, *names: str) -> None:
         self.all = {name: ProcessNode(name) for name in names}
 
@@ -81,6 +79,9 @@ class ProcessCluster:
     def nodes(self) -> list[ClusterNode]:
         """All nodes."""
         return [ClusterNode(name, name, 1.0) for name in list(self.all)]
+
+    async def refuse_open_head(self) -> None:
+        """It has no ports."""
 
     def start(self, node: ClusterNode) -> ProcessNode:
         """Start a server on a node."""

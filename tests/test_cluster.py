@@ -7,47 +7,70 @@ import logging
 import shutil
 import signal
 import subprocess
+import threading
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+from archive_server import ArchiveServer
 from conftest import LOOPBACK
 from hypothesis import given
 from hypothesis import strategies as st
-from in_process import THREADS, run
+from in_process import THREADS, commit_in_thread, run
 from jobs import coyo_job, files_of, read_ledger
 from process_cluster import ProcessCluster, ProcessNode
 
 import datafetch
-from benchmarks.simulated_cluster import SimulatedCluster, Simulation, begun_run
-from datafetch import Job, Report, RunState, read_status
+from benchmarks.simulated_cluster import SimulatedCluster, SimulatedNode, Simulation, begun_run, report_of
+from datafetch import Job, ListFormat, ListJob, ListOptions, Report, RunState, read_status
 from datafetch.cli.status_text import status_text
+from datafetch.datasets import LIST
 from datafetch.demo.manifest import CoyoSource, write_coyo_source
 from datafetch.demo.origin import Origin
+from datafetch.engine.bound_job import bind
 from datafetch.engine.cluster.choice import Engine, WhereToRun
 from datafetch.engine.cluster.driver import Driver, Patience, run_on_cluster
 from datafetch.engine.cluster.handout import IN_USE_S, Handout
+from datafetch.engine.cluster.interface import ClusterNode, NodeLostError
 from datafetch.engine.cluster.limits import NodeLimits, divide_limits
-from datafetch.engine.cluster.messages import EndKind, NodeReport, NodeTask, Orders, OutputInFolder
+from datafetch.engine.cluster.member import Member
+from datafetch.engine.cluster.messages import (
+    EndKind,
+    NodeReport,
+    NodeTask,
+    Orders,
+    OutputInFolder,
+    TriedUrls,
+    max_absence_s,
+)
+from datafetch.engine.cluster.network_check import ask_another, stop_asking, take_answers
 from datafetch.engine.cluster.node import NodeServer
 from datafetch.engine.cluster.node_facts import NodeFacts, find_facts
 from datafetch.engine.cluster.shared_output import FolderOutput
 from datafetch.engine.cluster.suspicion import Suspicion, is_sick
-from datafetch.engine.feed import SuppliedShard
+from datafetch.engine.feed import Feed, SuppliedShard
+from datafetch.engine.image_access import ImageAccess
+from datafetch.engine.job import own_spec
+from datafetch.engine.publish import Publisher
+from datafetch.engine.reach import count_answered
 from datafetch.engine.runner import finish_dataset
 from datafetch.engine.share import begin_dataset, fetch_share
+from datafetch.engine.workers.coordinator import Coordinator
 from datafetch.errors import ConfigurationError
-from datafetch.fetch import FetchPolicy
+from datafetch.fetch import Fetcher, FetchPolicy
 from datafetch.model.ledger_line import LedgerLine
 from datafetch.model.outcome import Body, Encoded, Failure, FailureKind
 from datafetch.model.sample import Sample
 from datafetch.model.statistics import Statistics
 from datafetch.monitor.cluster_snapshot import ClusterSnapshot, NodeSnapshot, NodeState, read_cluster, write_cluster
 from datafetch.store.layout import OutputLayout
-from datafetch.store.lock import ShardLocks
+from datafetch.store.lock import Lock, OutputInUseError, ShardLocks
 from datafetch.store.spool import Spool
 from datafetch.store.spool_format import ImageResult
 from datafetch.store.spool_writer import drop_failures, write_spool
@@ -161,12 +184,39 @@ def test_limits_add_up(per_host: int, nodes: int, rate: int | None) -> None:
         assert sum(part.max_rate_bytes_per_s or 0 for part in parts) <= max(rate, nodes)
 
 
+async def test_reading_the_manifest_has_its_part_of_a_nodes_rate(tmp_path: Path) -> None:
+    """From the start, and when the node's limits change: with workers it is one part more than there are workers."""
+    path = tmp_path / "list.parquet"
+    await asyncio.to_thread(pq.write_table, pa.table({"URL": ["http://a.example/1.jpg"]}), path)
+    rate = FetchPolicy(allow_net=LOOPBACK, max_rate_bytes_per_s=900_000)
+    limits = NodeLimits(4, 300_000)
+    with ArchiveServer(path) as server:
+        own = ListOptions(format=ListFormat.PICKLE)
+        job = ListJob(server.url, str(tmp_path / "out"), own, fetch=rate, world_size=None, image=own_spec(LIST))
+        async with bind(job, limits.apply_to(rate)) as bound:
+            assert bound.rate is not None
+            assert bound.rate.bytes_per_s == 300_000
+        two = replace(job, workers=2, processes=2)
+        async with bind(two, limits.apply_to(rate)) as bound:
+            assert bound.rate is not None
+            assert bound.rate.bytes_per_s == 100_000
+            feed = Feed(bound.manifest, bound.layout)
+            access = ImageAccess(two, bound.output, bound.spec)
+            publisher = Publisher(feed, bound.output, commit_in_thread)
+            coordinator = Coordinator(feed, access, 2, publisher, reader_rate=bound.rate)
+            coordinator.limit_to(2, 150_000)
+            assert bound.rate.bytes_per_s == 50_000
+            coordinator.limit_to(1, 1)  # among very many nodes; no less than a policy may have
+            assert bound.rate.bytes_per_s == 1_024
+            assert await coordinator.count_answered(["http://127.0.0.1:9/"]) is None  # no worker has started
+
+
 # --- versions
 
 
 def facts(**versions: str) -> NodeFacts:
     """Return the facts of a node with these versions."""
-    return NodeFacts(versions, "host", unseen="", is_authenticated=True)
+    return NodeFacts(versions, unseen="")
 
 
 def test_differences_are_named() -> None:
@@ -214,6 +264,47 @@ def test_a_node_is_sick_where_another_gets_answers() -> None:
     assert is_sick(4, 8)
     assert not is_sick(3, 8)
     assert not is_sick(0, 0)
+
+
+def member(name: str, *, ok: int, is_in_doubt: bool) -> Member:
+    """A node at work."""
+    report = replace(report_of(ok, 1), is_in_doubt=is_in_doubt)
+    return Member(ClusterNode(name, name, 1.0), report=report, is_at_work=True)
+
+
+def test_sick_nodes_are_not_asked_about_each_other() -> None:
+    """A node that has reached hosts is waited for while it is busy; if there is none, whoever there is is asked."""
+    sick, ill = (member(name, ok=0, is_in_doubt=True) for name in ("sick", "ill"))
+    new, sound = (member(name, ok=ok, is_in_doubt=False) for name, ok in (("new", 0), ("sound", 7)))
+    members = [ill, new, sound, sick]
+    ask_another(sick, ("http://h/1",), members)
+    assert sound.urls == ("http://h/1",)
+    ask_another(ill, ("http://h/2",), members)
+    assert not ill.is_asked_about
+    assert not any((new.urls, sick.urls))
+    take_answers(sound, TriedUrls(1))
+    assert (sick.is_sick, sick.is_cleared) == (True, False)
+    ask_another(ill, ("http://h/2",), members)
+    assert sound.urls == ("http://h/2",)
+    stop_asking(sound)
+    assert not ill.is_asked_about
+    ask_another(ill, ("http://h/3",), [ill, sick])
+    assert sick.urls == ("http://h/3",)
+
+
+def test_a_node_that_can_not_try_urls_decides_nothing() -> None:
+    """Another one is asked, and if none can, for some time, there is nothing to compare."""
+    sick = member("sick", ok=0, is_in_doubt=True)
+    members = [sick, *(member(name, ok=1, is_in_doubt=False) for name in "ab")]
+    asked = []
+    while not sick.is_cleared:
+        ask_another(sick, ("http://h/1",), members)
+        for one in members[1:]:
+            if one.asked_for is not None:
+                asked.append(one.name)
+                take_answers(one, TriedUrls(None))
+                assert (sick.is_sick, sick.is_cleared) == (False, False)
+    assert asked == list("ababa")
 
 
 # --- what is given on the command line
@@ -329,13 +420,10 @@ def test_a_node_fetches_what_it_is_handed(job: Job) -> None:
     node.begin(NodeTask(OutputInFolder(job.out, ""), 1, "node-a", NodeLimits(4, None), None, 600.0))
     left = list(begun.open_shards)
     published: list[str] = []
-    orders = Orders()
-    report = NodeReport()
-    for report in exchange_until(node, orders):
+    for report in exchange_until(node, Orders()):
         published += report.published
-        while report.wanted and left:
-            node.exchange(Orders(shards=(left.pop(0),)), 0.0)
-            break
+        if report.wanted and left:
+            published += node.exchange(Orders(shards=(left.pop(0),)), 0.0).published
         if len(published) == len(begun.open_shards):
             break
     assert sorted(published) == sorted(shard.name for shard in begun.open_shards)
@@ -426,8 +514,8 @@ def test_a_killed_node_is_replaced(job: Job, whole: Job) -> None:
 
 @pytest.mark.rotating
 @pytest.mark.slow
-def test_a_silent_node_is_given_up_and_ends_itself(job: Job, whole: Job) -> None:
-    """A process that is stopped does not answer: after a while its shards go to others; it is ended."""
+def test_a_silent_node_is_given_up(job: Job, whole: Job) -> None:
+    """A process that is stopped does not answer: after a while its shards go to others, and the cluster kills it."""
     cluster = ProcessCluster("a", "b")
     exchange, stopped = cluster.exchange, list[int]()
 
@@ -476,7 +564,7 @@ def drive(folder: Path, cluster: SimulatedCluster, shards: int, **patience: floa
             most_listed = max(most_listed, 0 if snapshot is None else len(snapshot.nodes))
             await asyncio.sleep(0.01)
 
-    done = asyncio.run(driver.run(cluster, [watch]))  # type: ignore[arg-type]
+    done = asyncio.run(driver.run(cluster, [watch]))
     assert done.arrived == driver.statistics().shards_published == shards
     return most_listed
 
@@ -532,6 +620,35 @@ def test_a_node_that_joins_gets_its_part(job: Job, whole: Job) -> None:
     assert any(orders.shards for orders in cluster.all["b"].orders)
 
 
+def test_a_node_that_joins_begins_when_a_lost_one_has_ended(tmp_path: Path) -> None:
+    """Until then that one may use its part of the limits; afterwards the others have it, whoever joined meanwhile."""
+    begun_s: dict[str, float] = {}
+    parts: dict[str, list[NodeLimits]] = defaultdict(list)
+    lost_s: list[float] = []
+
+    class Cluster(SimulatedCluster):
+        async def begin(self, server: SimulatedNode, task: NodeTask) -> None:
+            begun_s[server.node.name] = time.monotonic()
+            parts[server.node.name].append(task.limits)
+            await super().begin(server, task)
+
+        async def exchange(self, server: SimulatedNode, orders: Orders, wait_s: float) -> NodeReport:
+            name = server.node.name
+            if name == "node-00001" and "node-00000" in begun_s:
+                self.size = 3
+                lost_s.append(time.monotonic())
+                raise NodeLostError("can't be reached", is_certain=False)
+            if orders.limits is not None:
+                parts[name].append(orders.limits)
+            report = await super().exchange(server, orders, wait_s)
+            has_two_parts = all(parts[one][-1:] == [NodeLimits(4, None)] for one in ("node-00000", "node-00002"))
+            return report if has_two_parts else replace(report, wanted=0)
+
+    drive(tmp_path, Cluster(2, Simulation(shard_s=0.001)), 10, abandoned_s=0.2, silence_s=60.0, first_rest_s=300.0)
+    assert [part.per_host for part in parts["node-00000"]][:3] == [4, 3, 4]  # of eight
+    assert begun_s["node-00002"] - lost_s[0] >= max_absence_s(1.0, 0.2) - 0.1
+
+
 _OWN_NETWORK = ("unshare", "--user", "--map-root-user", "--net", "sh", "-c", 'ip link set lo up && exec "$@"', "sh")
 
 
@@ -550,6 +667,39 @@ def test_a_node_with_a_sick_network_is_found_and_named(
     assert report.totals.ok == 132
     check_like(job, whole)
     assert any("node sick can't work" in message and "network" in message for message in caplog.messages)
+
+
+@pytest.mark.parametrize("cannot_try", [False, True], ids=["it is busy", "it could not try"])
+def test_two_sick_nodes_do_not_clear_each_other(job: Job, whole: Job, cannot_try: bool) -> None:
+    """While a sound node is busy it is waited for, and where it could not try the URLs it is asked again."""
+    if subprocess.run([*_OWN_NETWORK, "true"], check=False, capture_output=True).returncode:
+        pytest.skip("no network namespaces here")
+    cluster = ProcessCluster("sound", "sick", "ill")
+    for name in ("sick", "ill"):
+        cluster.all[name] = ProcessNode(name, _OWN_NETWORK)
+    exchange, doubts, tries = cluster.exchange, dict[str, int](), list[int | None]()
+    both_in_doubt = asyncio.Event()
+
+    async def exchange_slowly(server: ProcessNode, orders: Orders, wait_s: float) -> NodeReport:
+        report = await exchange(server, orders, wait_s)
+        if report.is_in_doubt:
+            doubts[server.name] = doubts.get(server.name, 0) + 1
+        if min(doubts.get(name, 0) for name in ("sick", "ill")) > 2:
+            both_in_doubt.set()
+        if report.tried is not None:
+            assert server.name == "sound", "a node in doubt was asked"
+            await both_in_doubt.wait()
+            if cannot_try and not tries:
+                report = replace(report, tried=TriedUrls(None))
+            tries.append(None if report.tried is None else report.tried.answers)
+        return report
+
+    cluster.exchange = exchange_slowly  # type: ignore[method-assign]
+    slow = replace(job, fetch=replace(POLICY, max_rate_bytes_per_s=100_000))
+    report = driven(slow, cluster, first_rest_s=300.0)
+    assert len(tries) == 2 + cannot_try
+    assert (report.totals.ok, report.totals.failed) == (132, 0)
+    check_like(job, whole)
 
 
 @pytest.mark.rotating
@@ -589,7 +739,53 @@ def test_what_can_not_be_sent_is_refused(job: Job, change: dict[str, object], me
     assert not Path(job.out).parent.exists()
 
 
+def test_a_driver_that_is_alive_elsewhere_is_not_waited_for(job: Job) -> None:
+    """Its list of nodes changes; that of a dead one does not, and its nodes end after a while."""
+    layout = OutputLayout(Path(job.out))
+    asyncio.run(begin_dataset(job))
+    stop = threading.Event()
+
+    def steer() -> None:
+        while not stop.wait(0.05):
+            write_cluster(layout, ClusterSnapshot("token", 1, "elsewhere", time.time()))
+
+    lock = Lock(layout.lock, layout.out, layout.real_lock)
+    write_cluster(layout, ClusterSnapshot("token", 1, "elsewhere", time.time()))
+    driver = threading.Thread(target=steer)
+    driver.start()
+    try:
+        lock.acquire_shared()
+        with pytest.raises(OutputInUseError):
+            driven(job, ProcessCluster("a"), abandoned_s=3_600.0)
+    finally:
+        stop.set()
+        driver.join()
+        lock.release()
+
+
+async def test_urls_that_can_not_be_requested_are_no_dead_hosts() -> None:
+    """A fetcher that has closed has no number of answers, not even zero."""
+    async with Fetcher(POLICY) as fetch:
+        assert await count_answered(fetch, ["http://127.0.0.1:9/"]) == 0
+    assert await count_answered(fetch, ["http://127.0.0.1:9/"]) is None
+
+
 # --- spools of a sick node
+
+
+async def test_failures_stay_where_a_shard_is_still_locked(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """They are then published as failures, so that is logged, with the shard's name."""
+    layout = OutputLayout(tmp_path / "out")
+    layout.state_folder.mkdir()
+    output = FolderOutput(layout)
+    with caplog.at_level(logging.INFO, "datafetch"):
+        async with output.open():
+            others = await asyncio.to_thread(ShardLocks, layout.shard_locks, layout.out)
+            others.acquire(["part-1"])
+            await output.drop_failures(["part-0", "part-1"], 1, {FailureKind.CONNECT}, 0.0)
+            others.release()
+    (message,) = caplog.messages
+    assert message.startswith("part-1 is still locked")
 
 
 async def test_failures_are_dropped_from_a_spool(tmp_path: Path) -> None:

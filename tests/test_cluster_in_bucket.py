@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import os
 import random
+import signal
+import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from itertools import count
@@ -15,16 +17,17 @@ from in_process import retry, run
 from jobs import coyo_job, faulty_urls, files_of, path_of, read_ledger, requests_since
 from object_store import BUCKET, Fault, FaultyProxy, ObjectStore, login, use
 from process_cluster import ProcessCluster, ProcessNode
-from runs import read_lines
+from process_driver import start_driver
+from runs import PATIENCE_S, read_lines
 from test_bucket_output import lines_of, objects_of, stable, state_keys
 
 from datafetch import Job, Report, read_status
 from datafetch.demo.manifest import CoyoSource, write_coyo_source
 from datafetch.demo.origin import Origin
 from datafetch.engine.cluster.driver import Patience, run_on_cluster
+from datafetch.engine.cluster.interface import NodeLostError
 from datafetch.engine.cluster.messages import NodeReport, Orders
-from datafetch.engine.cluster.ray_cluster import NodeLostError
-from datafetch.errors import ConfigurationError
+from datafetch.errors import ConfigurationError, ResourceError
 from datafetch.monitor.cluster_snapshot import NodeState
 from datafetch.store.buckets import bucket as bucket_module
 from datafetch.store.buckets import lease
@@ -32,6 +35,7 @@ from datafetch.store.buckets.bucket import Bucket
 from datafetch.store.buckets.place import Place
 from datafetch.store.buckets.spool_segments import SpoolSegments
 from datafetch.store.buckets.stored_output import node_name
+from datafetch.store.buckets.working_copy import WorkingCopy
 
 pytestmark = pytest.mark.slow
 
@@ -201,10 +205,15 @@ def test_what_was_uploaded_and_not_recorded_counts_for_nothing(job: Job, tmp_pat
 @pytest.mark.rotating
 @pytest.mark.usefixtures("proxy")
 def test_a_node_that_can_not_be_reached_goes_on_in_vain(job: Job, tmp_path: Path) -> None:
-    """It is not killed, and uploads its shards, while others are handed them at once; nothing is there twice."""
+    """It is not killed, and uploads its shards; others get them once it has ended; nothing is there twice."""
     lost: list[ProcessNode] = []
+    handed_over: list[int | None] = []
 
     def lose(node: ProcessNode, report: NodeReport) -> None:
+        if lost and node.name != lost[0].name:
+            process, before = lost[0].process, {shard for orders in lost[0].orders for shard in orders.shards}
+            assert process is not None
+            handed_over.extend(process.poll() for shard in node.orders[-1].shards if shard in before)
         if report.statistics is not None and report.statistics.ok > 3 and not lost:
             assert node.process is not None
             lost.append(replace(node, process=node.process))
@@ -216,7 +225,7 @@ def test_a_node_that_can_not_be_reached_goes_on_in_vain(job: Job, tmp_path: Path
     assert lost
     process = lost[0].process
     assert process is not None
-    assert process.wait(60) == 3  # it has ended itself
+    assert set(handed_over) == {3}  # it had ended itself
     process.communicate()
     check_like_alone(job, tmp_path)
 
@@ -224,21 +233,21 @@ def test_a_node_that_can_not_be_reached_goes_on_in_vain(job: Job, tmp_path: Path
 @pytest.mark.rotating
 @pytest.mark.usefixtures("proxy")
 @pytest.mark.parametrize("is_alone", [False, True], ids=["a cluster", "one process"])
-def test_others_go_on_when_the_driver_is_lost(
+def test_others_go_on_when_the_driver_is_killed(
     job: Job, tmp_path: Path, own_origin: Origin, monkeypatch: pytest.MonkeyPatch, is_alone: bool
 ) -> None:
     """With what was recorded, and with what nodes have uploaded of open shards: a cluster, or a run on one machine."""
-    ended: set[str] = set()
-
-    def stop(_: ProcessNode, __: NodeReport) -> None:
-        if any(key.startswith("ledger/") for key in state_keys(job.out)):
-            ended.update(line["url"] for line in lines_of(job.out))
-            ended.update(urls_in_spools(job, tmp_path))
-            raise RuntimeError("the driver is lost")
-
-    environment = {"DATAFETCH_TEST_SPOOLS_S": "0.3"}
-    with pytest.raises(RuntimeError, match="the driver is lost"):
-        driven(slowly(job), Cluster(tmp_path, "a", "b", environment=environment, look=stop))
+    nodes = {
+        name: {"XDG_CACHE_HOME": str(tmp_path / f"cache-of-{name}"), "DATAFETCH_TEST_SPOOLS_S": "0.3"} for name in "ab"
+    }
+    with start_driver(slowly(job), nodes) as driver:
+        until_s = time.monotonic() + PATIENCE_S
+        while not any(key.startswith("ledger/") for key in state_keys(job.out)):
+            assert driver.poll() is None, "it has ended"
+            assert time.monotonic() < until_s, "it has recorded nothing"
+        driver.kill()
+    assert driver.returncode == -signal.SIGKILL
+    ended = {line["url"] for line in lines_of(job.out)} | urls_in_spools(job, tmp_path)
     assert ended
     before = own_origin.requests()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "elsewhere"))
@@ -248,6 +257,22 @@ def test_others_go_on_when_the_driver_is_lost(
         driven(job, Cluster(tmp_path, "c", "d"))
     assert not requests_since(own_origin, before).keys() & {path_of(url) for url in ended}
     check_like_alone(job, tmp_path)
+
+
+@pytest.mark.rotating
+@pytest.mark.usefixtures("proxy")
+def test_a_driver_that_can_not_keep_what_is_recorded_stops(
+    job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where its disk is full: it does not let nodes fetch all other shards first."""
+
+    def fail(*_: object) -> None:
+        raise ResourceError("the disk is full")
+
+    monkeypatch.setattr(WorkingCopy, "bring_recorded", fail)
+    with pytest.raises(ResourceError, match="the disk is full"):
+        driven(slowly(job), Cluster(tmp_path, "a"))
+    assert 1 <= sum(key.startswith("ledger/") for key in state_keys(job.out)) < SHARDS
 
 
 @pytest.mark.rotating

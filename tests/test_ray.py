@@ -175,7 +175,9 @@ def test_nodes_make_what_one_machine_makes_although_one_is_killed(
         messages = run.messages()
     (refusal,) = [line for line in messages if "refused" in line]
     assert re.search(r"node odd is refused: it would make other bytes: code of datafetch \w+ instead of \w+", refusal)
-    assert any(re.search(rf"node {victim} (has ended|can't be reached)", line) for line in messages), messages
+    assert any(re.search(rf"node {victim} was lost: it (has ended|can't be reached)", line) for line in messages), (
+        messages
+    )
     work.check(folders)
     now = requests_of(work)
     again = {url for url in now if now[url] - before[url] > 1}
@@ -203,13 +205,13 @@ def test_a_driver_that_is_killed_is_started_again(work: Work, folders: RunFolder
     assert not in_flight, "what was stored was requested again"
 
 
-def test_a_cluster_that_asks_for_no_token_is_refused(work: Work, folders: RunFolders) -> None:
-    """Whoever has given a token expects that it is asked for."""
+def test_a_cluster_that_requires_no_token_is_refused(work: Work, folders: RunFolders) -> None:
+    """Who has given a token expects that it is required."""
     with RayNodes(has_token=False) as nodes:
         token = {**nodes.environment, "RAY_AUTH_TOKEN": "0" * 64, "RAY_AUTH_MODE": "token"}
         with Run(work.command(folders, *on(nodes)), token) as run:
             assert run.end() == 2, run.messages()
-            assert "the head of the cluster asks nobody for a token" in run.messages()[-1]
+            assert "the cluster's head node does not require a token" in run.messages()[-1]
 
 
 @pytest.mark.measured
@@ -232,6 +234,35 @@ def test_a_cluster_of_this_machine_listens_on_loopback_only(
         assert run.end() == 0, run.messages()
     work.check(folders)
     assert not (short_folder / ".ray" / "auth_token").exists()
+
+
+_TWO_CONNECTIONS = """
+import os, sys
+from datafetch.engine.cluster.ray_cluster import connected
+
+folder = os.path.join(os.environ["HOME"], "deleted")
+os.mkdir(folder)
+os.chdir(folder)
+os.rmdir(folder)
+names = ("RAY_AUTH_TOKEN", "RAY_AUTH_MODE", "RAY_USAGE_STATS_ENABLED", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER")
+before = [os.environ.get(name) for name in names]
+with connected(None) as cluster:
+    assert len(cluster.nodes()) == 1
+assert [os.environ.get(name) for name in names] == before
+assert not os.path.exists(os.readlink("/proc/self/cwd"))
+with connected(sys.argv[1]) as cluster:
+    print(sorted(node.name for node in cluster.nodes()))
+"""
+
+
+def test_a_program_may_connect_to_one_cluster_after_another(cluster: RayNodes, short_folder: Path) -> None:
+    """The token of the first is not that of the second, and the environment and the working directory are as before."""
+    environment = {**os.environ, **cluster.environment, "HOME": str(short_folder), "RAY_TMPDIR": str(short_folder)}
+    (short_folder / ".ray").mkdir()
+    (short_folder / ".ray" / "auth_token").write_text(environment.pop("RAY_AUTH_TOKEN"))
+    command = [sys.executable, "-c", _TWO_CONNECTIONS, cluster.address]
+    run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
+    assert (run.returncode, run.stdout) == (0, "['a', 'b', 'c', 'odd']\n"), run.stderr
 
 
 def test_secrets_are_not_sent(work: Work, folders: RunFolders) -> None:
@@ -293,7 +324,7 @@ def test_the_slurm_script_runs_a_job_on_two_nodes(
 
 
 def test_the_files_for_clusters_are_sound() -> None:
-    """They parse, ask for a token, open no dashboard, and send no usage statistics; Ray accepts its own."""
+    """They parse, require a token, and send no usage statistics; Ray accepts its own, which has no dashboard."""
     import yaml  # noqa: PLC0415 - Ray brings it
     from ray.autoscaler._private.util import prepare_config, validate_config  # noqa: PLC0415 - slow to load
 
@@ -308,6 +339,7 @@ def test_the_files_for_clusters_are_sound() -> None:
         assert "RAY_AUTH_MODE=token" in line
         assert "--disable-usage-stats" in line
     assert "--include-dashboard=false" in starts[0]
+    assert "#SBATCH --signal=B:TERM@" in (folder / "slurm.sbatch").read_text()  # the script gets it, not its steps
     policy, job = yaml.safe_load_all((folder / "rayjob.yaml").read_text())
     labels = policy["spec"]["podSelector"]["matchLabels"]
     spec = job["spec"]["rayClusterSpec"]

@@ -88,7 +88,7 @@ def _measure(nodes: int, lives: int, arguments: argparse.Namespace) -> Run:
 
         async def drive() -> FetchedShards:
             driver = Driver(job, begun, FolderOutput(layout), Patience(first_rest_s=_INTERVAL_S))
-            return await driver.run(cluster, [watch])  # type: ignore[arg-type]
+            return await driver.run(cluster, [watch])
 
         cpu_before_s, before_s = time.process_time(), time.monotonic()
         done = asyncio.run(drive())

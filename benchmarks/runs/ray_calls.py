@@ -23,8 +23,9 @@ import psutil
 
 from benchmarks.record import Record, Run, RunKind, kinds
 from benchmarks.simulated_cluster import report_of
+from datafetch.engine.cluster.interface import ClusterNode
 from datafetch.engine.cluster.messages import NodeReport, Orders
-from datafetch.engine.cluster.ray_cluster import ClusterNode, RayCluster, connected
+from datafetch.engine.cluster.ray_cluster import RayCluster, connected
 from datafetch.engine.feed import SuppliedShard
 
 _TESTS = Path(__file__).resolve().parents[2] / "tests"

@@ -38,10 +38,10 @@ class WhereToRun:
     engine: Engine = option(
         Engine.LOCAL,
         Option(
-            help="What runs this: this machine, or the nodes of a Ray cluster, which all have to see the source, the "
-            "id list and the output under the same paths; the output may be in a bucket. --per-host and --max-rate "
-            "hold for all nodes together, with at least one request at a time for each; other limits hold for each "
-            "node.",
+            help="Where the job runs: on this machine, or on the nodes of a Ray cluster. All nodes must see the "
+            "source and the id list under the same paths, and the output too unless it is in a bucket. --per-host and "
+            "--max-rate are divided among the nodes (at least one request at a time each); all other limits apply to "
+            "each node.",
             group=OptionGroup.BEHAVIOUR,
             effect=Effect.NONE,
             is_of_one_run=True,

@@ -4,7 +4,7 @@ Theory of operation. The driver claims the output as a run does, and then holds 
 node of the cluster, also one that joins later, goes through these states:
 
 * it is asked for its versions and for what it sees of the output, and refused, by name, where they differ;
-* it gets its part of the limits, once all others keep within theirs;
+* it gets its part of the limits, once all others keep within theirs, and those that were lost have ended;
 * it is at work: the driver calls it all the time (``NodeServer.exchange``), gives it a shard when it has room for one,
   and hears what it has published, or uploaded to a bucket, which is then recorded here (``shared_output``);
 * it has ended: because nothing is left; because its process or its machine has ended, or because it has not answered
@@ -12,16 +12,16 @@ node of the cluster, also one that joins later, goes through these states:
   last two cases it is tried again after a rest.
 
 Shards are handed out a second time only in that case, never because one takes long. What a lost node had fetched lies
-in spools on the shared filesystem or in the bucket, and the node that gets the shard goes on from there. If the lost
-node is not dead but cut off, it ends itself after ``ABANDONED_S`` without a call, so before its shards are handed out
-again; on a shared filesystem the lock of each shard decides in any case.
+in spools on the shared filesystem or in the bucket, and the node that gets the shard continues from there. A lost node
+that is not dead but cut off ends itself after ``ABANDONED_S`` without a call, and a little later has ended for certain
+(``messages.max_absence_s``). Until then it keeps its part of the limits, and, with the output in a bucket, its shards;
+on a shared filesystem these are handed out at once, since the lock of each shard decides who works on it.
 
 A driver that dies takes its nodes with it: Ray ends them, or they end themselves. The next one finds in the output what
 is published and in the spools what was fetched, and waits until the locks of the old nodes are gone. Living nodes are
 not taken over: they may have other versions or another job, and what they would save is the requests that were open.
 
-Rules: nothing here knows Ray, but for the names of its errors. Everything is decided by one loop; what blocks runs in
-a thread.
+Rules: nothing here knows Ray. Everything is decided by one loop; what blocks runs in a thread.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ import socket
 import time
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import count
 from pathlib import Path
@@ -41,17 +41,18 @@ from typing import Any
 
 from datafetch.engine.bucket_output import steer_in_bucket
 from datafetch.engine.cluster.handout import Handout
-from datafetch.engine.cluster.limits import NodeLimits, divide_limits
-from datafetch.engine.cluster.messages import EndKind, NodeEnd, NodeReport, NodeTask, Orders
+from datafetch.engine.cluster.interface import Cluster, ClusterNode, NodeLostError, UnfitNodeError
+from datafetch.engine.cluster.limits import divide_limits
+from datafetch.engine.cluster.member import Member
+from datafetch.engine.cluster.messages import EndKind, NodeEnd, NodeReport, NodeTask, Orders, max_absence_s
+from datafetch.engine.cluster.network_check import ask_another, stop_asking, take_answers
 from datafetch.engine.cluster.node_facts import NodeFacts, find_facts
-from datafetch.engine.cluster.ray_cluster import ClusterNode, NodeLostError, RayCluster, UnfitNodeError
 from datafetch.engine.cluster.shared_output import BucketOutput, FolderOutput, SharedOutput
-from datafetch.engine.cluster.suspicion import MAX_URLS, is_sick
 from datafetch.engine.job import Job
 from datafetch.engine.repeated_job import RepeatedJob
 from datafetch.engine.runner import finish_dataset
 from datafetch.engine.share import BegunRun, begin_dataset
-from datafetch.errors import ConfigurationError, DatafetchError, ResourceError
+from datafetch.errors import ConfigurationError, ResourceError
 from datafetch.fetch.fetcher import UNREACHED
 from datafetch.model.ledger_line import ShardCounts
 from datafetch.model.location import is_bucket, without_secrets
@@ -62,13 +63,13 @@ from datafetch.model.statistics import Statistics
 from datafetch.model.wording import counted
 from datafetch.monitor.cluster_snapshot import (
     ClusterSnapshot,
-    NodeSnapshot,
     NodeState,
     delete_cluster,
     read_cluster,
     write_cluster,
 )
 from datafetch.monitor.throughput import Throughput
+from datafetch.process.existence import process_exists
 from datafetch.process.threads import run_in_thread
 from datafetch.store.buckets.working_copy import WorkingCopy
 from datafetch.store.layout import OutputLayout, resolve_parent
@@ -77,7 +78,7 @@ from datafetch.store.lock import OutputInUseError
 ABANDONED_S = 60.0
 """After how many seconds without a call a node ends itself."""
 SILENCE_S = 90.0
-"""After how many seconds without an answer a node is given up; longer, so that it has ended itself by then."""
+"""After how many seconds without an answer a node is given up; so long that it has ended itself by then."""
 _EXCHANGE_S = 1.0  # a call returns after so long even without news
 _NODES_PER_EXCHANGE_S = 100  # of very many nodes each is called less often, so that a driver bears a thousand
 _MAX_EXCHANGE_SHARE = 4  # a node is called so often in the time after which it would end itself
@@ -91,7 +92,6 @@ _FIRST_REST_S = 10.0
 _MAX_REST_S = 300.0
 _MAX_RESTS = 5  # without a published shard in between
 _FORGOTTEN = frozenset({*UNREACHED, FailureKind.NOT_REQUESTED, FailureKind.DISCONNECTED})
-_MAX_REPORTS_WITHOUT_URLS = 20  # those of worker processes come half a second later
 _ID_CHARS = 16
 
 _log = logging.getLogger(__name__)
@@ -119,89 +119,10 @@ class Patience:
     silence_s: float = SILENCE_S
     first_rest_s: float = _FIRST_REST_S
 
-
-@dataclass(slots=True, eq=False)
-class _Member:
-    """A node of the cluster.
-
-    Attributes:
-        node: Which one.
-        state: What it is doing.
-        reason: Why, in words.
-        limits: Its part of the limits; None while it has none.
-        confirmed: The limits that it keeps.
-        report: Its latest report.
-        published: The number of shards that it has published.
-        rests: How often it was given up since it last published a shard.
-        given: The sizes of the shards that it was given since it started.
-        is_at_work: Whether a process runs on it that has answered.
-        is_over: Whether it is never tried again.
-        is_sick: Whether another node has reached what it did not reach.
-        is_asked_about: Whether another node is trying URLs that it did not reach.
-        is_cleared: Whether it is to be told that its network is sound.
-        reports_without_urls: In how many reports in a row it was in doubt and named none.
-        urls: URLs of another node that it is to try.
-        asked_for: The node whose URLs it is trying, and how many.
-        throughput: How many images end on it.
-        number: The number of the process that was started last on it.
-        called_s: When that was last called.
-        recording: What it has uploaded, and is being recorded, by shard.
-        recorded: The shards that are recorded, and of which it was not told yet.
-    """
-
-    node: ClusterNode
-    state: NodeState = NodeState.STARTING
-    reason: str = ""
-    limits: NodeLimits | None = None
-    confirmed: NodeLimits | None = None
-    report: NodeReport = field(default_factory=NodeReport)
-    published: int = 0
-    rests: int = 0
-    given: int = 0
-    is_at_work: bool = False
-    is_over: bool = False
-    is_sick: bool = False
-    is_asked_about: bool = False
-    is_cleared: bool = False
-    reports_without_urls: int = 0
-    urls: tuple[str, ...] = ()
-    asked_for: tuple[_Member, int] | None = None
-    throughput: Throughput = field(default_factory=Throughput)
-    number: int = 0
-    called_s: float = 0.0
-    recording: dict[str, asyncio.Task[None]] = field(default_factory=dict)
-    recorded: list[str] = field(default_factory=list)
-
     @property
-    def holder(self) -> str:
-        """By what name its process has shards: an earlier one on the same node may still have some."""
-        return f"{self.node.id}#{self.number}"
-
-    @property
-    def name(self) -> str:
-        """Its name."""
-        return self.node.name
-
-    @property
-    def is_settled(self) -> bool:
-        """Whether it keeps within its part of the limits, as far as it does anything."""
-        return not self.is_at_work or (self.confirmed == self.limits and self.report.is_within_limits)
-
-    def snapshot(self) -> NodeSnapshot:
-        """How it stands, for observers."""
-        now = self.report.statistics
-        if now is None:
-            return NodeSnapshot(self.name, self.state, self.reason, shards_published=self.published)
-        return NodeSnapshot(
-            self.name,
-            self.state,
-            self.reason,
-            images_per_s=self.throughput.pace(now).images_per_s if self.is_at_work else 0.0,
-            ok=now.ok,
-            failed=now.failed,
-            shards_published=self.published,
-            open_requests=now.open_requests if self.is_at_work else 0,
-        )
+    def max_wait_s(self) -> float:
+        """For how many seconds a call may wait for news, so that a node is called often before it ends itself."""
+        return max(_EXCHANGE_S, self.abandoned_s / _MAX_EXCHANGE_SHARE)
 
 
 async def run_on_cluster(
@@ -284,35 +205,38 @@ def _refuse(job: Job) -> None:
 
 
 async def _begin(job: Job, repeated: RepeatedJob | None, patience: Patience) -> BegunRun:
-    """Claim the output, once the nodes of an earlier driver that died have let go of it."""
+    """Claim the output, once the nodes of an earlier driver that died have ended.
+
+    Raises:
+        OutputInUseError: They have not, or their driver is alive.
+        DatafetchError: As ``begin_dataset``.
+    """
     layout = OutputLayout(Path(job.out))
-    deadline_s = time.monotonic() + patience.abandoned_s + _WATCH_INTERVAL_S
-    was_said = False
+    max_wait_s = max_absence_s(patience.max_wait_s, patience.abandoned_s) + _WATCH_INTERVAL_S
+    deadline_s = time.monotonic() + max_wait_s
+    first: ClusterSnapshot | None = None
     while True:
         try:
             return await begin_dataset(job, repeated)
         except OutputInUseError:
-            before = await asyncio.to_thread(read_cluster, layout)
-            if before is None or time.monotonic() > deadline_s or (before.is_here and _exists(before.pid)):
+            now = await asyncio.to_thread(read_cluster, layout)
+            if now is None or time.monotonic() > deadline_s or _is_driver_alive(first, now):
                 raise
-        if not was_said:
-            was_said = True
-            _log.info("waiting for the nodes of an earlier run to end, which takes up to %.0f s", patience.abandoned_s)
+        if first is None:
+            first = now
+            _log.info("waiting for the nodes of an earlier run to end, which takes up to %.0f s", max_wait_s)
         await asyncio.sleep(_EXCHANGE_S)
 
 
-def _exists(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
+def _is_driver_alive(first: ClusterSnapshot | None, now: ClusterSnapshot) -> bool:
+    """Whether the driver that writes a list of nodes is alive: its process exists here, or the list changes."""
+    if first is not None and now.updated_unix_s != first.updated_unix_s:
         return True
-    return pid != os.getpid()
+    return now.is_here and now.pid != os.getpid() and process_exists(now.pid)
 
 
 @asynccontextmanager
-async def _connected(connect: Callable[[], Any]) -> AsyncIterator[RayCluster]:
+async def _connected(connect: Callable[[], Any]) -> AsyncIterator[Cluster]:
     """Connect in a thread: Ray blocks, and would install signal handlers in the main one."""
     connection = connect()
     cluster = await run_in_thread(connection.__enter__)
@@ -338,22 +262,22 @@ class Driver:
         self._output = output
         self._patience = patience
         self._handout = Handout(begun.open_shards)
-        self._members: dict[str, _Member] = {}
+        self._members: dict[str, Member] = {}
         self._taking: set[str] = set()  # the nodes that take shards, or soon will
         self._open_size = sum(begun.sizes[shard.name] for shard in begun.open_shards)
         self._ended: FetchedShards | None = None  # what all nodes did that have ended, and may have been started again
         self._numbers = count(1)
-        self._held: dict[str, _Member] = {}
+        self._held: dict[str, Member] = {}
         self._changed = asyncio.Event()
         self._is_told = False
         self._started_s = time.monotonic()
         self._expected_first: set[str] = set()
         self._facts: NodeFacts | None = None
-        self._last_error: DatafetchError | None = None
+        self._lacks_resources = False
         self._is_over = False
         self._group = asyncio.TaskGroup()
 
-    async def run(self, cluster: RayCluster, observers: Iterable[Observer[Statistics]]) -> FetchedShards:
+    async def run(self, cluster: Cluster, observers: Iterable[Observer[Statistics]]) -> FetchedShards:
         """Work until all shards are published.
 
         Returns:
@@ -363,14 +287,14 @@ class Driver:
             DatafetchError: What stopped the run.
         """
         async with self._output.open():
-            await asyncio.to_thread(self._write)
+            await self._write_snapshot()
             self._facts = await asyncio.to_thread(find_facts, self._output.for_nodes)
             async with (
                 observed_by((self._write_snapshots, *self._output.observers, *observers), self.statistics),
                 self._group as group,
             ):
                 await self._watch(cluster, group)
-        return self._done()
+        return replace(self._ended or FetchedShards(ShardCounts()), elapsed_s=time.monotonic() - self._started_s)
 
     def statistics(self) -> Statistics:
         """How the run stands: what was published before, and what the nodes have done."""
@@ -395,14 +319,14 @@ class Driver:
 
     # --- nodes
 
-    async def _watch(self, cluster: RayCluster, group: asyncio.TaskGroup) -> None:
+    async def _watch(self, cluster: Cluster, group: asyncio.TaskGroup) -> None:
         """Take in nodes as they join, until all shards are published.
 
         Raises:
-            ConfigurationError: The cluster is open to everybody, or no node can do the job.
+            ConfigurationError: Everyone can run code on the cluster, or no node can do the job.
             ResourceError: All nodes lack something.
         """
-        await self._refuse_open(cluster)
+        await cluster.refuse_open_head()
         idle_since_s = time.monotonic()
         while not self._handout.is_complete:
             nodes = await asyncio.to_thread(cluster.nodes)
@@ -410,7 +334,7 @@ class Driver:
                 self._expected_first = {node.id for node in nodes}
             for node in nodes:
                 if node.id not in self._members:
-                    member = self._members[node.id] = _Member(node)
+                    member = self._members[node.id] = Member(node)
                     group.create_task(self._keep_at_work(cluster, member))
             self._forget_gone({node.id for node in nodes})
             self._refuse_without_nodes(nodes)
@@ -418,40 +342,40 @@ class Driver:
                 idle_since_s = time.monotonic()
             elif time.monotonic() - idle_since_s > _TIRED_S:
                 idle_since_s = time.monotonic()
-                _log.warning("no node is at work: %s; the run goes on when one can", self._why_idle())
+                _log.warning("no node is working: %s; the run continues when one is available", self._why_idle())
             if not self._handout.is_complete:  # which it may have become meanwhile
                 await self._wait_for_change(_WATCH_INTERVAL_S)
         self._is_over = True
         self._tell()
 
-    async def _keep_at_work(self, cluster: RayCluster, member: _Member) -> None:
+    async def _keep_at_work(self, cluster: Cluster, member: Member) -> None:
         try:
             await self._work_again_and_again(cluster, member)
         finally:
             member.is_over = True
 
-    async def _work_again_and_again(self, cluster: RayCluster, member: _Member) -> None:
+    async def _work_again_and_again(self, cluster: Cluster, member: Member) -> None:
         """Let a node work until nothing is left, and again after a rest if it was lost."""
         while not self._is_over:
             try:
                 await self._work_on(cluster, member)
             except _RefusedNodeError as error:
                 self._set_state(member, NodeState.REFUSED, str(error))
-                _log.warning("node %s is refused: %s; the run goes on without it", member.name, error)
+                _log.warning("node %s is refused: %s; the run continues without it", member.name, error)
                 return
             except NodeLostError as error:
                 self._set_state(member, NodeState.LOST, str(error))
-                _log.warning("node %s %s; other nodes go on with its shards", member.name, error)
+                _log.warning("node %s was lost: it %s; its shards go to other nodes", member.name, error)
             except _SickNodeError as error:
                 self._set_state(member, NodeState.SICK, str(error))
-                _log.warning("node %s can't work: %s; other nodes go on with its shards", member.name, error)
+                _log.warning("node %s can't work: %s; its shards go to other nodes", member.name, error)
             else:
                 self._set_state(member, NodeState.ENDED, "")
                 return
             if not await self._rest(cluster, member):
                 return
 
-    async def _rest(self, cluster: RayCluster, member: _Member) -> bool:
+    async def _rest(self, cluster: Cluster, member: Member) -> bool:
         """Let a node rest; return whether it is to be tried again."""
         member.rests += 1
         if member.rests > _MAX_RESTS:
@@ -462,11 +386,11 @@ class Driver:
             await self._wait_for_change(left_s)
         return not self._is_over and any(node.id == member.node.id for node in await asyncio.to_thread(cluster.nodes))
 
-    async def _work_on(self, cluster: RayCluster, member: _Member) -> None:
+    async def _work_on(self, cluster: Cluster, member: Member) -> None:
         self._set_state(member, NodeState.STARTING, "")
         member.given, member.is_sick, member.report = 0, False, NodeReport()
         member.is_asked_about, member.is_cleared, member.throughput = False, False, Throughput()
-        member.number, member.recorded = next(self._numbers), []
+        member.number, member.recorded, member.could_not_check = next(self._numbers), [], []
         server = await run_in_thread(cluster.start, member.node)
         is_certain = True
         try:
@@ -482,7 +406,7 @@ class Driver:
             await run_in_thread(cluster.kill, server)
             await self._let_go(member, is_certain=is_certain)
 
-    async def _begin(self, cluster: RayCluster, member: _Member, server: Any) -> None:
+    async def _begin(self, cluster: Cluster, member: Member, server: Any) -> None:
         assert member.limits is not None, "it was admitted"
         member.confirmed = member.limits
         task = NodeTask(
@@ -493,7 +417,8 @@ class Driver:
             self._job.finish_by,
             self._patience.abandoned_s,
         )
-        member.is_at_work, member.called_s = True, time.monotonic()
+        member.is_at_work = True
+        member.gone_by_s = time.monotonic() + max_absence_s(self._patience.silence_s, self._patience.abandoned_s)
         try:
             async with asyncio.timeout(self._patience.silence_s):
                 await cluster.begin(server, task)
@@ -503,7 +428,7 @@ class Driver:
             raise NodeLostError(f"could not be started: {error}", is_certain=True) from error
         self._set_state(member, NodeState.AT_WORK, "")
 
-    async def _check(self, cluster: RayCluster, server: Any) -> None:
+    async def _check(self, cluster: Cluster, server: Any) -> None:
         """Find out whether a node makes the same bytes from the same files.
 
         Raises:
@@ -517,19 +442,14 @@ class Driver:
             reason = f"has not started in {_FACTS_TIMEOUT_S:.0f} s; another job of the cluster may have its CPUs"
             raise NodeLostError(reason, is_certain=True) from error
         except UnfitNodeError as error:
-            raise _RefusedNodeError(f"it can't load this datafetch: {error}; install the same version there") from error
+            raise _RefusedNodeError(str(error)) from error
         assert self._facts is not None, "found before"
-        if cluster.is_checked and not facts.is_authenticated:
-            raise _RefusedNodeError(
-                "it asks nobody for a token, so that whoever reaches its ports runs code on it; start it with "
-                "RAY_AUTH_MODE=token"
-            )
         if differences := facts.differences_from(self._facts):
             raise _RefusedNodeError(f"it would make other bytes: {differences}; install the same versions")
         if facts.unseen:
             raise _RefusedNodeError(facts.unseen)
 
-    async def _admit(self, member: _Member) -> None:
+    async def _admit(self, member: Member) -> None:
         """Give a node its part of the limits, once no other one has more than its own."""
         first_until_s = self._started_s + _ADMISSION_S
         self._expected_first.discard(member.node.id)
@@ -539,7 +459,7 @@ class Driver:
         while not self._is_over and not all(one.is_settled for one in self._members.values()):
             await self._wait_for_change(_WATCH_INTERVAL_S)
 
-    def _divide(self, *, joining: _Member | None = None, leaving: _Member | None = None) -> None:
+    def _divide(self, *, joining: Member | None = None, leaving: Member | None = None) -> None:
         """Divide the limits among the nodes that have a part of them."""
         if leaving is not None:
             leaving.limits = leaving.confirmed = None
@@ -551,29 +471,29 @@ class Driver:
                 one.limits = limits
         self._tell()
 
-    async def _let_go(self, member: _Member, *, is_certain: bool) -> None:
+    async def _let_go(self, member: Member, *, is_certain: bool) -> None:
         """Let the shards of a node that has ended wait for others, and divide its part of the limits."""
-        member.is_at_work = False
+        had_begun, member.is_at_work = member.is_at_work, False
+        if is_certain and had_begun:
+            member.gone_by_s = 0.0
         if member.report.done is not None:
             self._ended = _sum_of(one for one in (self._ended, member.report.done) if one is not None)
-        if member.asked_for is not None:  # somebody else will be asked
-            member.asked_for[0].is_asked_about = False
-            member.asked_for = None
+        stop_asking(member)
         await self._take_recorded(member, None)
         if member.is_sick:
             shards = self._handout.shards_of(member.holder)
             await self._output.drop_failures(shards, member.number, _FORGOTTEN, self._patience.abandoned_s)
-        free_in_s = self._output.free_at_s(member.called_s + self._patience.abandoned_s) - time.monotonic()
+        now_s, loop = time.monotonic(), asyncio.get_running_loop()
+        free_in_s = self._output.free_at_s(member.gone_by_s) - now_s
         if is_certain or free_in_s <= 0:
             self._lose(member.name, member.holder)
         else:
             self._held[member.holder] = member
-            asyncio.get_running_loop().call_later(free_in_s, self._free, member.holder)
-        if is_certain:
+            loop.call_later(free_in_s, self._free, member.holder)
+        if member.gone_by_s <= now_s:
             self._divide(leaving=member)
-        else:  # it may be cut off and go on for a while
-            loop = asyncio.get_running_loop()
-            loop.call_later(self._patience.abandoned_s, partial(self._leave, member, member.limits))
+        else:  # it may be cut off and continue for a while
+            loop.call_later(member.gone_by_s - now_s, self._leave, member, member.number)
         self._tell()
 
     def _free(self, holder: str) -> None:
@@ -585,11 +505,14 @@ class Driver:
     def _lose(self, name: str, holder: str) -> None:
         shards = self._handout.lose(holder)
         if shards:
-            _log.info("node %s had %s in progress, for other nodes to go on with", name, counted(len(shards), "shard"))
+            _log.info(
+                "node %s had %s in progress, with which other nodes continue", name, counted(len(shards), "shard")
+            )
         self._tell()
 
-    def _leave(self, member: _Member, limits: NodeLimits | None) -> None:
-        if not member.is_at_work and member.limits is limits:
+    def _leave(self, member: Member, number: int) -> None:
+        """Divide the part of a process that may have been alive, once it is known to have ended."""
+        if member.number == number and not member.is_at_work:
             self._divide(leaving=member)
 
     def _forget_gone(self, alive: set[str]) -> None:
@@ -601,6 +524,7 @@ class Driver:
         for member in gone:
             is_idle = member.state in {NodeState.LOST, NodeState.SICK} and not member.is_at_work
             if is_idle and member.limits is not None:
+                member.gone_by_s = 0.0
                 self._divide(leaving=member)
         over = [member for member in gone if member.is_over and member.limits is None]
         for member in over[: max(0, len(over) - _MAX_GONE)]:
@@ -608,7 +532,7 @@ class Driver:
 
     # --- a node at work
 
-    async def _steer(self, cluster: RayCluster, member: _Member, server: Any) -> None:
+    async def _steer(self, cluster: Cluster, member: Member, server: Any) -> None:
         """Call a node until it ends.
 
         Raises:
@@ -620,8 +544,8 @@ class Driver:
         orders = Orders()
         while True:
             wait_s = max(_EXCHANGE_S, len(self._taking) / _NODES_PER_EXCHANGE_S)
-            wait_s = min(wait_s, max(_EXCHANGE_S, self._patience.abandoned_s / _MAX_EXCHANGE_SHARE))
-            member.called_s = time.monotonic()
+            wait_s = min(wait_s, self._patience.max_wait_s)
+            member.gone_by_s = time.monotonic() + max_absence_s(wait_s, self._patience.abandoned_s)
             try:
                 async with asyncio.timeout(wait_s + self._patience.silence_s):
                     report = await cluster.exchange(server, orders, wait_s)
@@ -641,7 +565,7 @@ class Driver:
                 )
             orders = self._orders_for(member, report)
 
-    def _take_report(self, member: _Member, report: NodeReport, orders: Orders) -> None:
+    def _take_report(self, member: Member, report: NodeReport, orders: Orders) -> None:
         now_s = time.monotonic()
         before = member.report
         member.report = (
@@ -658,24 +582,21 @@ class Driver:
             member.recording[uploaded.name] = recording
         for shard in report.in_use:
             self._handout.give_back(member.holder, shard, now_s)
-        if report.answers is not None and member.asked_for is not None:
-            (suspect, urls), member.asked_for = member.asked_for, None
-            suspect.is_asked_about = False
-            suspect.is_sick = is_sick(report.answers, urls)
-            suspect.is_cleared = not suspect.is_sick
+        if report.tried is not None:
+            take_answers(member, report.tried)
         if report.is_in_doubt and not (member.is_asked_about or member.is_cleared or member.is_sick):
-            self._ask_another(member, report.unreached)
+            ask_another(member, report.unreached, self._members.values())
         if not (report.is_within_limits and before.is_within_limits):
             self._tell()
 
-    def _mark_published(self, member: _Member, shard: str) -> None:
+    def _mark_published(self, member: Member, shard: str) -> None:
         self._handout.mark_published(member.holder, shard)
         member.published += 1
         member.rests = 0
         if self._handout.is_complete:
             self._tell()
 
-    async def _take_recorded(self, member: _Member, patience_s: float | None) -> None:
+    async def _take_recorded(self, member: Member, patience_s: float | None) -> None:
         """Wait for some seconds, or as long as it takes, until something is recorded that a node has uploaded.
 
         Raises:
@@ -690,20 +611,7 @@ class Driver:
             member.recorded.append(shard)
             self._mark_published(member, shard)
 
-    def _ask_another(self, suspect: _Member, unreached: tuple[str, ...]) -> None:
-        """Let another node, if possible one that reaches its hosts, try URLs that this one did not reach."""
-        others = [one for one in self._members.values() if one.is_at_work and one is not suspect]
-        able = [one for one in others if one.report.statistics is not None and one.asked_for is None]
-        urls = unreached[-MAX_URLS:]
-        suspect.reports_without_urls = 0 if urls else suspect.reports_without_urls + 1
-        if not others or suspect.reports_without_urls > _MAX_REPORTS_WITHOUT_URLS:
-            suspect.is_cleared = True  # there is nothing to compare
-        elif able and urls:
-            other = min(able, key=lambda one: one.report.is_in_doubt)
-            other.urls, other.asked_for = urls, (suspect, len(urls))
-            suspect.is_asked_about = True
-
-    def _orders_for(self, member: _Member, report: NodeReport) -> Orders:
+    def _orders_for(self, member: Member, report: NodeReport) -> Orders:
         shards = []
         for _ in range(report.wanted):
             shard = self._handout.take(member.holder, time.monotonic(), max(1, len(self._taking)))
@@ -723,41 +631,19 @@ class Driver:
             recorded=recorded,
         )
 
-    def _judge_end(self, member: _Member, end: NodeEnd) -> None:
+    def _judge_end(self, member: Member, end: NodeEnd) -> None:
         match end.kind:
             case EndKind.DONE:
                 return
             case EndKind.RESOURCES:
-                self._last_error = ResourceError(end.message)
+                self._lacks_resources = True
                 raise _SickNodeError(end.message)
             case EndKind.REFUSED:
-                self._last_error = ConfigurationError(end.message)
                 raise _RefusedNodeError(end.message)
             case EndKind.BUG:
                 raise RuntimeError(f"node {member.name} stopped by a bug:\n{end.message}")
 
     # --- what is known
-
-    async def _refuse_open(self, cluster: RayCluster) -> None:
-        """Refuse a cluster whose head asks nobody for a token; nodes are asked by themselves.
-
-        Raises:
-            ConfigurationError: It asks nobody.
-        """
-        if not cluster.is_checked:
-            return
-        try:
-            is_open = await cluster.has_open_head()
-        except (NodeLostError, UnfitNodeError) as error:
-            raise ConfigurationError(
-                f"the head of the cluster can't be asked whether it wants a token ({error}); install the same "
-                "datafetch there, or give RAY_AUTH_MODE=disabled here if only you can reach its ports"
-            ) from error
-        if is_open:
-            raise ConfigurationError(
-                "the head of the cluster asks nobody for a token, so that whoever reaches its ports runs code on all "
-                "nodes; start it with RAY_AUTH_MODE=token, or give RAY_AUTH_MODE=disabled here if only you reach them"
-            )
 
     def _refuse_without_nodes(self, nodes: list[ClusterNode]) -> None:
         """Stop where no node can do the job, and waiting changes nothing.
@@ -771,7 +657,7 @@ class Driver:
         if not here or any(one.state not in useless for one in here):
             return
         if all(one.state is NodeState.REFUSED or one.rests > _MAX_RESTS for one in here) or (
-            all(one.state is NodeState.SICK for one in here) and self._last_error is not None
+            all(one.state is NodeState.SICK for one in here) and self._lacks_resources
         ):
             reasons = "; ".join(f"{one.name}: {one.reason}" for one in here[:3])
             kind = ConfigurationError if all(one.state is NodeState.REFUSED for one in here) else ResourceError
@@ -797,11 +683,7 @@ class Driver:
         images_per_size = sum(images for images, _ in known) / sum(size for _, size in known)
         return self._begun.published.images + round(images_per_size * self._open_size)
 
-    def _done(self) -> FetchedShards:
-        done = self._ended or FetchedShards(ShardCounts())
-        return replace(done, totals=self._begun.published, elapsed_s=time.monotonic() - self._started_s)
-
-    def _set_state(self, member: _Member, state: NodeState, reason: str) -> None:
+    def _set_state(self, member: Member, state: NodeState, reason: str) -> None:
         member.state, member.reason = state, reason
         if state in {NodeState.STARTING, NodeState.AT_WORK}:
             self._taking.add(member.node.id)
@@ -836,21 +718,19 @@ class Driver:
         guard = SafeObserver("the list of nodes")
         while True:
             with guard:
-                await asyncio.to_thread(self._write)
+                await self._write_snapshot()
             await asyncio.sleep(_WATCH_INTERVAL_S)
 
-    def _write(self) -> None:
-        write_cluster(
-            self._begun.layout,
-            ClusterSnapshot(
-                self._output.token,
-                os.getpid(),
-                socket.gethostname(),
-                time.time(),
-                self._expected_images(),
-                tuple(one.snapshot() for one in list(self._members.values())),
-            ),
+    async def _write_snapshot(self) -> None:
+        snapshot = ClusterSnapshot(
+            self._output.token,
+            os.getpid(),
+            socket.gethostname(),
+            time.time(),
+            self._expected_images(),
+            tuple(one.snapshot() for one in self._members.values()),
         )
+        await asyncio.to_thread(write_cluster, self._begun.layout, snapshot)
 
 
 def _sum_of(some: Iterable[FetchedShards]) -> FetchedShards:

@@ -29,6 +29,11 @@ class OutputInFolder:
     token: str
 
 
+WATCH_INTERVAL_S = 1.0
+"""How often a node looks whether it is still called."""
+_LAST_UPLOAD_S = 10.0
+_LAST_UPLOAD_SHARE = 0.5  # of the time without a call, so that it is short where that is
+
 NodeOutput: TypeAlias = OutputInFolder | StoredOutput
 """An output, as nodes are told of it."""
 
@@ -75,6 +80,21 @@ class Orders:
     recorded: tuple[str, ...] = ()
 
 
+def last_upload_s(abandoned_after_s: float) -> float:
+    """For how many seconds a node that has lost its driver uploads what it has fetched, before it ends itself."""
+    return min(_LAST_UPLOAD_S, abandoned_after_s * _LAST_UPLOAD_SHARE)
+
+
+def max_absence_s(wait_s: float, abandoned_after_s: float) -> float:
+    """How many seconds after the start of its last call a node has ended itself.
+
+    Args:
+        wait_s: For how long that call may have waited for news.
+        abandoned_after_s: As ``NodeTask`` has it.
+    """
+    return wait_s + abandoned_after_s + WATCH_INTERVAL_S + last_upload_s(abandoned_after_s)
+
+
 class EndKind(Enum):
     """Why a node has ended."""
 
@@ -113,6 +133,17 @@ class UploadedShard:
 
 
 @dataclass(frozen=True, slots=True)
+class TriedUrls:
+    """URLs of another node have been requested.
+
+    Attributes:
+        answers: How many were answered; None if they could not be requested.
+    """
+
+    answers: int | None
+
+
+@dataclass(frozen=True, slots=True)
 class NodeReport:
     """What a node tells the driver.
 
@@ -125,7 +156,7 @@ class NodeReport:
         done: What it has done; None before it has begun.
         is_in_doubt: Whether most of its latest requests were answered by no server, so that it publishes nothing.
         unreached: The URLs of the latest requests that no server answered.
-        answers: Of the URLs that it was to try, how many were answered; None if it has tried none since then.
+        tried: What came of the URLs that it was to try; None if it has tried none since then.
         is_within_limits: Whether no host has more open requests than its limits allow, after they were lowered.
         messages: What its library has logged since then.
         end: How it ended; None while it is at work.
@@ -139,7 +170,7 @@ class NodeReport:
     done: FetchedShards | None = None
     is_in_doubt: bool = False
     unreached: tuple[str, ...] = ()
-    answers: int | None = None
+    tried: TriedUrls | None = None
     is_within_limits: bool = True
     messages: tuple[NodeMessage, ...] = ()
     end: NodeEnd | None = None

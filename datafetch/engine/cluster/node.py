@@ -3,7 +3,7 @@
 Theory of operation. The work runs in a thread with an event loop of its own, as a run does. The driver calls
 ``exchange`` all the time, one call after the other: it brings orders, waits until there is news or a moment has passed,
 and takes the report with it. So a call that does not return is the only sign of a node that hangs, and a node that is
-not called any more knows that it has lost its driver: it ends itself, before the driver gives its shards to others.
+not called any more knows that it has lost its driver, and ends itself.
 
 An output in a bucket is worked on in a local folder (``store.buckets.node_copy``). A shard that was published there is
 uploaded and reported, and its commit ends when the driver says that it is recorded; before a shard is opened, what
@@ -31,6 +31,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from datafetch.engine.cluster.messages import (
+    WATCH_INTERVAL_S,
     EndKind,
     NodeEnd,
     NodeMessage,
@@ -39,7 +40,9 @@ from datafetch.engine.cluster.messages import (
     NodeTask,
     Orders,
     OutputInFolder,
+    TriedUrls,
     UploadedShard,
+    last_upload_s,
 )
 from datafetch.engine.cluster.node_facts import NodeFacts, find_facts
 from datafetch.engine.cluster.suspicion import Suspicion
@@ -60,8 +63,6 @@ from datafetch.store.buckets.node_copy import NodeCopy
 from datafetch.store.layout import OutputLayout
 
 _SNAPSHOT_INTERVAL_S = 1.0
-_WATCH_INTERVAL_S = 1.0
-_LAST_UPLOAD_S = 10.0  # before its shards are handed out again
 _MAX_MESSAGES = 200  # of a second or so
 _ABANDONED_EXIT = 3
 
@@ -114,7 +115,7 @@ class _Work:
         self._uploaded: list[UploadedShard] = []
         self._unrecorded: dict[str, asyncio.Event] = {}
         self._in_use: list[str] = []
-        self._answers: int | None = None
+        self._tried: TriedUrls | None = None
         self._messages: deque[NodeMessage] = deque(maxlen=_MAX_MESSAGES)
         self._limits = task.limits
         self._snapshot = NodeReport()
@@ -199,14 +200,14 @@ class _Work:
             published=tuple(self._published),
             uploaded=tuple(self._uploaded),
             in_use=tuple(self._in_use),
-            answers=self._answers,
+            tried=self._tried,
             messages=tuple(self._messages.popleft() for _ in range(len(self._messages))),
             end=self._end,
         )
         self._published.clear()
         self._uploaded.clear()
         self._in_use.clear()
-        self._answers = None
+        self._tried = None
         self._has_news = False
         return report
 
@@ -267,7 +268,8 @@ class _Work:
         snapshots = asyncio.create_task(self._take_snapshots())
         try:
             backends = Backends(open_commit=self._open_commit)
-            done = await fetch_share(job, self, self._task.heartbeat, self._begin, backends=backends)
+            policy = self._limits.apply_to(job.fetch)
+            done = await fetch_share(job, self, self._task.heartbeat, self._begin, policy=policy, backends=backends)
         finally:
             snapshots.cancel()
         self._end_snapshot(done)
@@ -366,9 +368,9 @@ class _Work:
 
     async def _try(self, urls: Sequence[str]) -> None:
         """Request URLs that another node could not reach, and count those that are answered here."""
-        answers = 0 if self._session is None else await self._session.count_answered(urls)
+        answers = None if self._session is None else await self._session.count_answered(urls)
         with self._changed:
-            self._answers = answers
+            self._tried = TriedUrls(answers)
             self._tell()
 
     def _end_when_abandoned(self) -> None:
@@ -379,11 +381,11 @@ class _Work:
         while time.monotonic() - self._heard_s < self._task.abandoned_after_s:
             if self._end is not None:
                 return
-            time.sleep(_WATCH_INTERVAL_S)
+            time.sleep(WATCH_INTERVAL_S)
         if self._copy is not None:
             rest = threading.Thread(target=self._copy.upload_spools, name="last upload", daemon=True)
             rest.start()
-            rest.join(min(_LAST_UPLOAD_S, self._task.abandoned_after_s / 2))
+            rest.join(last_upload_s(self._task.abandoned_after_s))
         os._exit(_ABANDONED_EXIT)
 
 

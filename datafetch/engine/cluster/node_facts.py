@@ -9,8 +9,6 @@ object with the job, whose key is used once.
 from __future__ import annotations
 
 import hashlib
-import os
-import platform
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -23,7 +21,6 @@ from datafetch.monitor.cluster_snapshot import read_cluster
 from datafetch.store.buckets.stored_output import read_stored_job
 from datafetch.store.layout import OutputLayout
 
-TOKEN_MODE = "token"  # noqa: S105 - no password: of RAY_AUTH_MODE, that requests are authenticated
 _DISTRIBUTION = "vlm-datafetch"
 _CODE = "code of datafetch"
 _SHORT_DIGEST = 12
@@ -35,15 +32,11 @@ class NodeFacts:
 
     Attributes:
         versions: The versions of all that decides bytes, by name; empty for what is not there.
-        host: The machine's name.
         unseen: Why it does not see the driver's output; empty if it does.
-        is_authenticated: Whether its part of the cluster was started with token authentication.
     """
 
     versions: Mapping[str, str]
-    host: str
     unseen: str
-    is_authenticated: bool
 
     def differences_from(self, driver: NodeFacts) -> str:
         """What differs from the driver, in words; empty if nothing does."""
@@ -60,12 +53,7 @@ def find_facts(output: NodeOutput) -> NodeFacts:
     Args:
         output: The output that it is to see.
     """
-    return NodeFacts(
-        versions=_versions(),
-        host=platform.node(),
-        unseen=_why_unseen(output),
-        is_authenticated=asks_for_token(),
-    )
+    return NodeFacts(versions=_versions(), unseen=_why_unseen(output))
 
 
 def _why_unseen(output: NodeOutput) -> str:
@@ -87,11 +75,6 @@ def _why_unseen(output: NodeOutput) -> str:
     return (
         f"it does not see {output.location}: {reason}; a node needs the bucket's login and endpoint in its environment"
     )
-
-
-def asks_for_token() -> bool:
-    """Whether the part of a cluster that has started this process asks everybody for a token."""
-    return os.environ.get("RAY_AUTH_MODE", "").lower() == TOKEN_MODE
 
 
 def _versions() -> dict[str, str]:

@@ -6,9 +6,9 @@ exactly one, and nothing else beside it. It is not restarted by Ray and not deta
 driver decides what becomes of a node.
 
 Rules: whoever reaches Ray's ports runs code on its nodes. So a cluster that is started here listens on the loopback
-interface alone, without a dashboard, and asks everybody for a token; and one that others have started is refused if it
-asks for none, unless the operator has said ``RAY_AUTH_MODE=disabled``. Ray reads these variables when it is imported,
-so they are set before. Nobody is told how Ray is used.
+interface alone, without a dashboard, and requires a token; and one that others have started is refused if it requires
+none, unless the operator has set ``RAY_AUTH_MODE=disabled``. Ray reads these variables when it is imported, so they are
+set before, and restored when the connection is closed. Usage statistics are not sent.
 """
 
 from __future__ import annotations
@@ -23,18 +23,19 @@ import warnings
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
+from datafetch.engine.cluster.interface import ClusterNode, NodeLostError, UnfitNodeError
 from datafetch.engine.cluster.messages import NodeOutput, NodeReport, NodeTask, Orders
 from datafetch.engine.cluster.node import NodeServer
-from datafetch.engine.cluster.node_facts import TOKEN_MODE, NodeFacts, asks_for_token
+from datafetch.engine.cluster.node_facts import NodeFacts
 from datafetch.errors import ConfigurationError, ResourceError
 from datafetch.model.untrusted import one_line
 
 LEAST_VERSION = (2, 53)
 """The first version whose token authentication was found to hold; see ``docs/security.md``."""
+_TOKEN_MODE = "token"  # noqa: S105 - no password: of RAY_AUTH_MODE, that requests are authenticated
 _LOOPBACK = "127.0.0.1"
 _LOCAL = "local"
 _TOKEN_BYTES = 32
@@ -49,51 +50,27 @@ _SILENT = {
 _log = logging.getLogger(__name__)
 
 
-class NodeLostError(Exception):
-    """A node, or the process on it, has ended or can't be reached.
+class _RayServer(NodeServer):
+    """What runs on a node of Ray."""
 
-    Args:
-        reason: What is known, in words.
-        is_certain: Whether it has surely ended.
-    """
-
-    def __init__(self, reason: str, *, is_certain: bool) -> None:
-        super().__init__(reason)
-        self.is_certain = is_certain
-
-
-class UnfitNodeError(Exception):
-    """A node can't load the same package."""
-
-
-@dataclass(frozen=True, slots=True)
-class ClusterNode:
-    """A node that is alive and offers CPUs.
-
-    Attributes:
-        id: Its id, as Ray has it.
-        name: Its name, which no other node has.
-        cpus: The number of CPUs that it offers.
-    """
-
-    id: str
-    name: str
-    cpus: float
+    def asks_for_token(self) -> bool:
+        """Whether the part of the cluster that has started this process requires a token."""
+        return _asks_for_token()
 
 
 class RayCluster:
-    """A connection to a cluster.
+    """A connection to a cluster; the driver has it as a ``Cluster``.
 
     Args:
         ray: Ray's package.
         is_own: Whether the connection was made here, and is closed with it.
-        is_checked: Whether nodes without token authentication are refused.
+        requires_token: Whether nodes without token authentication are refused.
     """
 
-    def __init__(self, ray: Any, *, is_own: bool, is_checked: bool) -> None:
+    def __init__(self, ray: Any, *, is_own: bool, requires_token: bool) -> None:
         self._ray = ray
         self._is_own = is_own
-        self.is_checked = is_checked
+        self._requires_token = requires_token
 
     def close(self) -> None:
         """Close the connection; a cluster that was started for it ends."""
@@ -126,16 +103,32 @@ class RayCluster:
                 "same command again (nothing written so far is lost)"
             ) from error
 
-    async def has_open_head(self) -> bool:
-        """Whether the head asks nobody for a token.
+    async def refuse_open_head(self) -> None:
+        """Refuse a cluster whose head requires no token; nodes are asked by themselves.
 
         Raises:
-            NodeLostError: It has ended.
-            UnfitNodeError: It has not the same package.
+            ConfigurationError: It requires none, or it can't be found out.
         """
+        if not self._requires_token:
+            return
+        try:
+            is_open = await self._has_open_head()
+        except (NodeLostError, UnfitNodeError) as error:
+            raise ConfigurationError(
+                f"can't find out whether the cluster's head node requires a token ({error}); install the same "
+                "datafetch there, or set RAY_AUTH_MODE=disabled for this command if only you can reach its ports"
+            ) from error
+        if is_open:
+            raise ConfigurationError(
+                "the cluster's head node does not require a token, so anyone who can reach its ports can run code on "
+                "every node; start Ray with RAY_AUTH_MODE=token, or set RAY_AUTH_MODE=disabled for this command if "
+                "only you can reach those ports"
+            )
+
+    async def _has_open_head(self) -> bool:
         heads = [node["NodeID"] for node in self._known() if _HEAD in node.get("Resources", {})]
         for head in heads:
-            remote = self._ray.remote(asks_for_token).options(
+            remote = self._ray.remote(_asks_for_token).options(
                 num_cpus=0, max_retries=0, scheduling_strategy=self._on(head)
             )
             if not await self._result(remote.remote()):
@@ -144,7 +137,7 @@ class RayCluster:
 
     def start(self, node: ClusterNode) -> Any:
         """Start a server on a node, and return its handle."""
-        actor = self._ray.remote(NodeServer).options(
+        actor = self._ray.remote(_RayServer).options(
             num_cpus=node.cpus,
             max_restarts=0,
             max_task_retries=0,
@@ -155,7 +148,17 @@ class RayCluster:
 
     async def facts(self, server: Any, output: NodeOutput) -> NodeFacts:
         """Call a server's ``facts``; it waits until the node's CPUs are free. The errors are those of ``exchange``."""
-        return cast("NodeFacts", await self._result(server.facts.remote(output)))
+        try:
+            requires_token = await self._result(server.asks_for_token.remote())
+            facts = cast("NodeFacts", await self._result(server.facts.remote(output)))
+        except UnfitNodeError as error:
+            raise UnfitNodeError(f"it can't load this datafetch: {error}; install the same version there") from error
+        if self._requires_token and not requires_token:
+            raise UnfitNodeError(
+                "it does not require a token, so anyone who can reach its ports can run code on it; start Ray there "
+                "with RAY_AUTH_MODE=token"
+            )
+        return facts
 
     async def begin(self, server: Any, task: NodeTask) -> None:
         """Call a server's ``begin``. The errors are those of ``exchange``."""
@@ -166,7 +169,7 @@ class RayCluster:
 
         Raises:
             NodeLostError: It has ended, or can't be reached.
-            UnfitNodeError: It could not be started, as where there is no such package.
+            UnfitNodeError: It can't do what it is called for, as where there is no such package.
         """
         return cast("NodeReport", await self._result(server.exchange.remote(orders, wait_s)))
 
@@ -191,13 +194,16 @@ class RayCluster:
             raise NodeLostError("has left the cluster", is_certain=True) from error
         except errors.RayTaskError as error:
             raise UnfitNodeError(one_line(str(error.cause))) from error
-        except errors.RayError as error:
-            raise UnfitNodeError(one_line(str(error))) from error
+        except errors.RayError as error:  # of Ray itself, which may pass
+            raise NodeLostError(one_line(f"can't be used: {error}"), is_certain=False) from error
 
 
 @contextmanager
 def connected(address: str | None) -> Iterator[RayCluster]:
     """Connect to a cluster, or start one on this machine, until the context ends.
+
+    While it connects, the working directory of this process is ``/``. Variables of Ray are set in its environment, and
+    those that were changed are restored at the end.
 
     Args:
         address: ``HOST:PORT`` of its head, or ``auto`` for the one of this machine; None takes ``RAY_ADDRESS``, and
@@ -213,32 +219,46 @@ def connected(address: str | None) -> Iterator[RayCluster]:
             "machine of the cluster"
         )
     is_disabled = os.environ.get("RAY_AUTH_MODE", "").lower() == "disabled"
-    _set_environment(starts_cluster=address == _LOCAL)
-    ray = _load_ray()
-    is_own = not ray.is_initialized()
-    logging.getLogger("ray").setLevel(logging.ERROR)  # what matters of its warnings is said here
-    if is_own:
-        _init(ray, address)
-    if is_disabled:
-        _log.warning(
-            "RAY_AUTH_MODE=disabled: whoever reaches the ports of this cluster can run code on all of its nodes; keep "
-            "it in a network that nobody else reaches"
-        )
-    cluster = RayCluster(ray, is_own=is_own, is_checked=not is_disabled)
-    try:
-        yield cluster
-    finally:
-        cluster.close()
+    with _environment(starts_cluster=address == _LOCAL):
+        ray = _load_ray()
+        is_own = not ray.is_initialized()
+        logging.getLogger("ray").setLevel(logging.ERROR)  # what matters of its warnings is logged here
+        if is_own:
+            _init(ray, address)
+        if is_disabled:
+            _log.warning(
+                "RAY_AUTH_MODE=disabled: anyone who can reach the ports of this cluster can run code on every node; "
+                "keep it in a network that only you can reach"
+            )
+        cluster = RayCluster(ray, is_own=is_own, requires_token=not is_disabled)
+        try:
+            yield cluster
+        finally:
+            cluster.close()
 
 
-def _set_environment(*, starts_cluster: bool) -> None:
-    for name, value in _SILENT.items():
-        os.environ.setdefault(name, value)
-    os.environ.setdefault("RAY_AUTH_MODE", TOKEN_MODE)
+@contextmanager
+def _environment(*, starts_cluster: bool) -> Iterator[None]:
+    """Set the variables that Ray reads, until the context ends: a token is that of one cluster."""
+    wanted = {name: os.environ.get(name, value) for name, value in {**_SILENT, "RAY_AUTH_MODE": _TOKEN_MODE}.items()}
     if starts_cluster:
-        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(_TOKEN_BYTES)  # of this cluster alone; in no file
+        wanted["RAY_AUTH_TOKEN"] = secrets.token_hex(_TOKEN_BYTES)  # of this cluster alone; in no file
         # Ray replaces 127.0.0.1 by an address that others reach, unless it takes this machine for a desktop.
-        os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
+        wanted["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
+    before = {name: os.environ.get(name) for name in wanted}
+    os.environ.update(wanted)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+def _asks_for_token() -> bool:
+    return os.environ.get("RAY_AUTH_MODE", "").lower() == _TOKEN_MODE
 
 
 def _has_token() -> bool:
@@ -268,14 +288,14 @@ def _init(ray: Any, address: str) -> None:
     settings: dict[str, Any] = {"address": address}
     if address == _LOCAL:
         settings |= {"include_dashboard": False, "_node_ip_address": _LOOPBACK}
-    elif not _has_token() and os.environ["RAY_AUTH_MODE"] == TOKEN_MODE:
+    elif not _has_token() and os.environ["RAY_AUTH_MODE"] == _TOKEN_MODE:
         raise ConfigurationError(
             f"there is no token for the cluster at {address}; put the one that it was started with into "
             "~/.ray/auth_token or RAY_AUTH_TOKEN (ray get-auth-token prints it)"
         )
-    folder = Path.cwd()
+    folder = os.open(".", os.O_PATH)  # since a deleted folder has no name
     try:
-        # Ray lets nodes import modules from the folder in which the driver is, which may be anybody's, such as /tmp.
+        # Ray lets nodes import modules from the driver's working directory, which others may write to, such as /tmp.
         os.chdir("/")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -287,7 +307,8 @@ def _init(ray: Any, address: str) -> None:
             f"({sys.version_info.major}.{sys.version_info.minor} here)"
         ) from error
     finally:
-        os.chdir(folder)
+        os.fchdir(folder)
+        os.close(folder)
 
 
 def _name_of(node: dict[str, Any]) -> str:

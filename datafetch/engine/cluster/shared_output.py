@@ -68,8 +68,12 @@ class SharedOutput(Protocol):
         """Record a shard that a node has uploaded."""
         ...
 
-    def free_at_s(self, abandoned_at_s: float) -> float:
-        """When others may go on with the shards of a node that may be alive: the time by which it has ended itself."""
+    def free_at_s(self, gone_by_s: float) -> float:
+        """When others may continue with the shards of a node that may be alive.
+
+        Args:
+            gone_by_s: When it has ended itself.
+        """
         ...
 
     async def drop_failures(self, shards: Sequence[str], node: int, kinds: Collection[str], patience_s: float) -> None:
@@ -119,13 +123,19 @@ class FolderOutput:
         until_s = time.monotonic() + patience_s
         for shard in shards:
             if not await self._lock_in_time(shard, until_s):
+                _log.warning(
+                    "%s is still locked by the node that can't work: images that failed on it are recorded as failed; "
+                    "retry them when the run has ended",
+                    shard,
+                )
                 continue
             try:
                 for path in await run_in_thread(self._layout.spools, shard):
                     dropped += await run_in_thread(drop_failures, path, kinds)
             finally:
                 await run_in_thread(self._opened().release_shard, shard)
-        _log.info("%s will be requested by other nodes", counted(dropped, "failed image"))
+        if dropped:
+            _log.info("%s will be requested by other nodes", counted(dropped, "failed image"))
 
     async def _lock_in_time(self, shard: str, until_s: float) -> bool:
         """Lock a shard once the process that had it has ended; return whether it did in time."""
@@ -194,9 +204,9 @@ class BucketOutput:
                 batch, self._waiting = self._waiting, {}
                 await self._record(batch)
 
-    def free_at_s(self, abandoned_at_s: float) -> float:
+    def free_at_s(self, gone_by_s: float) -> float:
         """Then: there are no locks."""
-        return abandoned_at_s
+        return gone_by_s
 
     async def drop_failures(self, shards: Sequence[str], node: int, kinds: Collection[str], _: float) -> None:
         """Record which writer's failures don't count, for whoever puts its spools together."""
@@ -205,13 +215,20 @@ class BucketOutput:
 
     async def _record(self, batch: Mapping[str, Mapping[str, LoggedFile]]) -> None:
         try:
+            self._raise_failed()
             await self._in_thread(self._copy.record, batch)
         except Exception as error:  # for all that wait for it
             self._failure = error
             raise
         self._recorded.update(batch)
-        self._bringing = [one for one in self._bringing if not one.done() or one.exception() is not None]
         self._bringing += [self._threads.submit(self._copy.bring_recorded, files) for files in batch.values()]
+
+    def _raise_failed(self) -> None:
+        """Raise what kept a recorded shard from being brought, such as a full disk, and not only at the end."""
+        ended = [one for one in self._bringing if one.done()]
+        self._bringing = [one for one in self._bringing if one not in ended]
+        for one in ended:
+            one.result()
 
     async def _in_thread(self, work: Callable[..., None], *arguments: object) -> None:
         await run_in_thread(work, *arguments, on_cancel=self._copy.stop, threads=self._threads)

@@ -1,0 +1,65 @@
+"""Asking another node: whether the hosts that one node can't reach are dead, or its network is sick.
+
+Theory of operation. A node that suspects its own network (``suspicion``) names URLs that it did not reach, and another
+one requests them. That is one which has reached hosts itself, as long as there is one; then one that does not suspect
+itself; only then any. A free one of these is waited for, since two sick nodes would clear each other. A node that can't
+request the URLs, because it is about to end or lacks a name server, decides nothing, and another one is asked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from datafetch.engine.cluster.member import Member
+from datafetch.engine.cluster.messages import TriedUrls
+from datafetch.engine.cluster.suspicion import MAX_URLS, is_sick
+
+_MAX_REPORTS_WITHOUT_URLS = 20  # those of worker processes come half a second later
+_MAX_FAILED_CHECKS = 5  # of nodes that can't request the URLs; then there is nothing to compare
+
+
+def ask_another(suspect: Member, unreached: tuple[str, ...], members: Iterable[Member]) -> None:
+    """Let another node try URLs that this one did not reach, as soon as one is free.
+
+    Args:
+        suspect: The node that suspects its own network.
+        unreached: The URLs of its latest requests that no server answered.
+        members: All nodes.
+    """
+    others = [one for one in members if one.is_at_work and one is not suspect]
+    urls = unreached[-MAX_URLS:]
+    suspect.reports_without_urls = 0 if urls else suspect.reports_without_urls + 1
+    is_in_vain = (
+        suspect.reports_without_urls > _MAX_REPORTS_WITHOUT_URLS or len(suspect.could_not_check) >= _MAX_FAILED_CHECKS
+    )
+    if not others or is_in_vain:
+        suspect.is_cleared = True  # there is nothing to compare
+        return
+    sound = [one for one in others if not one.report.is_in_doubt]
+    proven = [one for one in sound if one.report.statistics is not None and one.report.statistics.ok]
+    free = [one for one in proven or sound or others if one.report.statistics is not None and one.asked_for is None]
+    if free and urls:
+        other = min(free, key=lambda one: suspect.could_not_check.count(one.holder))
+        other.urls, other.asked_for = urls, (suspect, len(urls))
+        suspect.is_asked_about = True
+
+
+def take_answers(member: Member, tried: TriedUrls) -> None:
+    """Judge the network of the node whose URLs a node has tried."""
+    if member.asked_for is None:
+        return
+    (suspect, urls), member.asked_for = member.asked_for, None
+    suspect.is_asked_about = False
+    if tried.answers is None:
+        suspect.could_not_check.append(member.holder)
+        return
+    suspect.could_not_check.clear()
+    suspect.is_sick = is_sick(tried.answers, urls)
+    suspect.is_cleared = not suspect.is_sick
+
+
+def stop_asking(member: Member) -> None:
+    """Let another node be asked instead of one that has ended."""
+    if member.asked_for is not None:
+        member.asked_for[0].is_asked_about = False
+        member.asked_for = None

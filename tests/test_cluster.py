@@ -36,7 +36,6 @@ from datafetch.demo.origin import Origin
 from datafetch.engine.bound_job import bind
 from datafetch.engine.cluster.choice import Engine, WhereToRun
 from datafetch.engine.cluster.driver import Driver, Patience, run_on_cluster
-from datafetch.engine.cluster.handout import IN_USE_S, Handout
 from datafetch.engine.cluster.interface import ClusterNode, NodeLostError
 from datafetch.engine.cluster.limits import NodeLimits, divide_limits
 from datafetch.engine.cluster.member import Member
@@ -52,6 +51,7 @@ from datafetch.engine.cluster.messages import (
 from datafetch.engine.cluster.network_check import ask_another, stop_asking, take_answers
 from datafetch.engine.cluster.node import NodeServer
 from datafetch.engine.cluster.node_facts import NodeFacts, find_facts
+from datafetch.engine.cluster.shard_queue import LOCKED_SHARD_RETRY_S, ShardQueue
 from datafetch.engine.cluster.shared_output import FolderOutput
 from datafetch.engine.cluster.suspicion import Suspicion, is_sick
 from datafetch.engine.feed import Feed, SuppliedShard
@@ -81,7 +81,7 @@ _PATIENCE_S = 60.0
 _numbers = count()
 
 
-# --- the handout
+# --- the queue
 
 
 def shards_of(*names: str) -> list[SuppliedShard]:
@@ -91,52 +91,52 @@ def shards_of(*names: str) -> list[SuppliedShard]:
 
 def test_shards_are_handed_out_in_order_and_none_twice() -> None:
     """A node that is slow keeps its shard, however often others ask."""
-    handout = Handout(shards_of("a", "b"))
-    assert [handout.take("slow", 0.0), handout.take("fast", 0.0)] == shards_of("a", "b")
-    handout.mark_published("fast", "b")
-    assert handout.take("fast", 1e9) is None
-    assert not handout.is_complete
-    handout.mark_published("slow", "a")
-    assert handout.is_complete
+    queue = ShardQueue(shards_of("a", "b"))
+    assert [queue.take("slow", 0.0), queue.take("fast", 0.0)] == shards_of("a", "b")
+    queue.mark_published("fast", "b")
+    assert queue.take("fast", 1e9) is None
+    assert not queue.is_complete
+    queue.mark_published("slow", "a")
+    assert queue.is_complete
 
 
 def test_a_node_gets_no_more_than_its_fair_part() -> None:
     """Of five shards one of two nodes holds at most three, until others are published."""
-    handout = Handout(shards_of(*"abcde"))
-    taken = [handout.take("greedy", 0.0, 2) for _ in range(4)]
+    queue = ShardQueue(shards_of(*"abcde"))
+    taken = [queue.take("greedy", 0.0, 2) for _ in range(4)]
     assert taken == [*shards_of(*"abc"), None]
-    handout.mark_published("greedy", "a")
-    assert handout.take("greedy", 0.0, 2) is None
-    assert handout.take("greedy", 0.0, 1) == SuppliedShard("d")
+    queue.mark_published("greedy", "a")
+    assert queue.take("greedy", 0.0, 2) is None
+    assert queue.take("greedy", 0.0, 1) == SuppliedShard("d")
 
 
 def test_the_shards_of_a_lost_node_go_first() -> None:
     """They wait at the front, in their order."""
-    handout = Handout(shards_of("a", "b", "c"))
-    handout.take("lost", 0.0)
-    handout.take("lost", 0.0)
-    assert handout.lose("lost") == ("a", "b")
-    assert [handout.take("other", 0.0) for _ in range(4)] == [*shards_of("a", "b", "c"), None]
+    queue = ShardQueue(shards_of("a", "b", "c"))
+    queue.take("lost", 0.0)
+    queue.take("lost", 0.0)
+    assert queue.lose("lost") == ("a", "b")
+    assert [queue.take("other", 0.0) for _ in range(4)] == [*shards_of("a", "b", "c"), None]
 
 
 def test_a_shard_in_use_is_handed_out_again_later() -> None:
     """A node that found it locked gives it back; it comes again after a while, and first."""
-    handout = Handout(shards_of("a", "b"))
-    handout.take("node", 10.0)
-    handout.give_back("node", "a", 10.0)
-    assert not handout.is_complete
-    assert handout.take("node", 10.0) == SuppliedShard("b")
-    assert handout.take("node", 10.0 + IN_USE_S / 2) is None
-    assert handout.take("node", 10.0 + IN_USE_S) == SuppliedShard("a")
+    queue = ShardQueue(shards_of("a", "b"))
+    queue.take("node", 10.0)
+    queue.give_back("node", "a", 10.0)
+    assert not queue.is_complete
+    assert queue.take("node", 10.0) == SuppliedShard("b")
+    assert queue.take("node", 10.0 + LOCKED_SHARD_RETRY_S / 2) is None
+    assert queue.take("node", 10.0 + LOCKED_SHARD_RETRY_S) == SuppliedShard("a")
 
 
 def test_a_shard_that_a_lost_node_has_published_is_not_handed_out() -> None:
     """What was published by a node that was given up is done, even if it waits again."""
-    handout = Handout(shards_of("a"))
-    handout.take("cut off", 0.0)
-    handout.lose("cut off")
-    handout.mark_published("cut off", "a")
-    assert handout.take("other", 0.0) is None
+    queue = ShardQueue(shards_of("a"))
+    queue.take("cut off", 0.0)
+    queue.lose("cut off")
+    queue.mark_published("cut off", "a")
+    assert queue.take("other", 0.0) is None
 
 
 @given(
@@ -145,28 +145,28 @@ def test_a_shard_that_a_lost_node_has_published_is_not_handed_out() -> None:
 )
 def test_no_shard_gets_lost(events: list[tuple[str, str]], number: int) -> None:
     """Whatever happens, each shard is published, waits, or is with exactly one node; and in the end all are done."""
-    handout = Handout(shards_of(*map(str, range(number))))
+    queue = ShardQueue(shards_of(*map(str, range(number))))
     published: set[str] = set()
     for now_s, (node, event) in enumerate(events):
-        own = handout.shards_of(node)
+        own = queue.shards_of(node)
         if event == "take":
-            shard = handout.take(node, float(now_s))
+            shard = queue.take(node, float(now_s))
             assert shard is None or shard.name not in published
         elif event == "lose":
-            handout.lose(node)
+            queue.lose(node)
         elif own and event == "publish":
-            handout.mark_published(node, own[0])
+            queue.mark_published(node, own[0])
             published.add(own[0])
         elif own:
-            handout.give_back(node, own[0], float(now_s))
-        held = [shard for name in "abc" for shard in handout.shards_of(name)]
+            queue.give_back(node, own[0], float(now_s))
+        held = [shard for name in "abc" for shard in queue.shards_of(name)]
         assert len(held) == len(set(held))
     for node in "abc":
-        handout.lose(node)
-    while (shard := handout.take("last", 1e9)) is not None:
+        queue.lose(node)
+    while (shard := queue.take("last", 1e9)) is not None:
         published.add(shard.name)
-        handout.mark_published("last", shard.name)
-    assert handout.is_complete
+        queue.mark_published("last", shard.name)
+    assert queue.is_complete
     assert published == set(map(str, range(number)))
 
 

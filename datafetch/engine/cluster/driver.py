@@ -40,13 +40,13 @@ from pathlib import Path
 from typing import Any
 
 from datafetch.engine.bucket_output import steer_in_bucket
-from datafetch.engine.cluster.handout import Handout
 from datafetch.engine.cluster.interface import Cluster, ClusterNode, NodeLostError, UnfitNodeError
 from datafetch.engine.cluster.limits import divide_limits
 from datafetch.engine.cluster.member import Member
 from datafetch.engine.cluster.messages import EndKind, NodeEnd, NodeReport, NodeTask, Orders, max_absence_s
 from datafetch.engine.cluster.network_check import ask_another, stop_asking, take_answers
 from datafetch.engine.cluster.node_facts import NodeFacts, find_facts
+from datafetch.engine.cluster.shard_queue import ShardQueue
 from datafetch.engine.cluster.shared_output import BucketOutput, FolderOutput, SharedOutput
 from datafetch.engine.job import Job
 from datafetch.engine.repeated_job import RepeatedJob
@@ -261,7 +261,7 @@ class Driver:
         self._begun = begun
         self._output = output
         self._patience = patience
-        self._handout = Handout(begun.open_shards)
+        self._queue = ShardQueue(begun.open_shards)
         self._members: dict[str, Member] = {}
         self._taking: set[str] = set()  # the nodes that take shards, or soon will
         self._open_size = sum(begun.sizes[shard.name] for shard in begun.open_shards)
@@ -308,7 +308,7 @@ class Driver:
             failed=published.failed + sum(one.failed for one in now) + gone.totals.failed,
             earlier=published.images + sum(one.earlier for one in now),
             shards=len(self._begun.open_shards),
-            shards_published=self._handout.published,
+            shards_published=self._queue.published,
             fetched_bytes=gone.fetched_bytes + sum(one.fetched_bytes for one in now),
             connections=sum(one.connections for one in now),
             open_requests=sum(one.open_requests for one in now),
@@ -328,7 +328,7 @@ class Driver:
         """
         await cluster.refuse_open_head()
         idle_since_s = time.monotonic()
-        while not self._handout.is_complete:
+        while not self._queue.is_complete:
             nodes = await asyncio.to_thread(cluster.nodes)
             if not self._members:
                 self._expected_first = {node.id for node in nodes}
@@ -343,7 +343,7 @@ class Driver:
             elif time.monotonic() - idle_since_s > _TIRED_S:
                 idle_since_s = time.monotonic()
                 _log.warning("no node is working: %s; the run continues when one is available", self._why_idle())
-            if not self._handout.is_complete:  # which it may have become meanwhile
+            if not self._queue.is_complete:  # which it may have become meanwhile
                 await self._wait_for_change(_WATCH_INTERVAL_S)
         self._is_over = True
         self._tell()
@@ -481,7 +481,7 @@ class Driver:
         stop_asking(member)
         await self._take_recorded(member, None)
         if member.is_sick:
-            shards = self._handout.shards_of(member.holder)
+            shards = self._queue.shards_of(member.holder)
             await self._output.drop_failures(shards, member.number, _FORGOTTEN, self._patience.abandoned_s)
         now_s, loop = time.monotonic(), asyncio.get_running_loop()
         free_in_s = self._output.free_at_s(member.gone_by_s) - now_s
@@ -503,7 +503,7 @@ class Driver:
             self._lose(member.name, holder)
 
     def _lose(self, name: str, holder: str) -> None:
-        shards = self._handout.lose(holder)
+        shards = self._queue.lose(holder)
         if shards:
             _log.info(
                 "node %s had %s in progress, with which other nodes continue", name, counted(len(shards), "shard")
@@ -581,7 +581,7 @@ class Driver:
             recording = self._group.create_task(self._output.record(uploaded.name, uploaded.files))
             member.recording[uploaded.name] = recording
         for shard in report.in_use:
-            self._handout.give_back(member.holder, shard, now_s)
+            self._queue.give_back(member.holder, shard, now_s)
         if report.tried is not None:
             take_answers(member, report.tried)
         if report.is_in_doubt and not (member.is_asked_about or member.is_cleared or member.is_sick):
@@ -590,10 +590,10 @@ class Driver:
             self._tell()
 
     def _mark_published(self, member: Member, shard: str) -> None:
-        self._handout.mark_published(member.holder, shard)
+        self._queue.mark_published(member.holder, shard)
         member.published += 1
         member.rests = 0
-        if self._handout.is_complete:
+        if self._queue.is_complete:
             self._tell()
 
     async def _take_recorded(self, member: Member, patience_s: float | None) -> None:
@@ -614,7 +614,7 @@ class Driver:
     def _orders_for(self, member: Member, report: NodeReport) -> Orders:
         shards = []
         for _ in range(report.wanted):
-            shard = self._handout.take(member.holder, time.monotonic(), max(1, len(self._taking)))
+            shard = self._queue.take(member.holder, time.monotonic(), max(1, len(self._taking)))
             if shard is None:
                 break
             shards.append(shard)
@@ -625,7 +625,7 @@ class Driver:
         return Orders(
             tuple(shards),
             member.limits if member.limits != member.confirmed else None,
-            is_over=self._is_over or self._handout.is_complete,
+            is_over=self._is_over or self._queue.is_complete,
             clears=clears,
             urls=urls,
             recorded=recorded,

@@ -1,10 +1,10 @@
-"""Handout: which shards are open, which node has which of them, and what becomes of those of a node that is lost.
+"""ShardQueue: which shards are open, which node has which of them, and what becomes of those of a node that is lost.
 
 Theory of operation. A shard is waiting, handed out to one node, or published. A node asks for the next one when it has
 room, so fast nodes take more, and no shard is ever handed out a second time because it takes long. It gets none beyond
 its fair part of all that are not published, so that one node does not take many small ones before others come. Only
 when a node is lost do its shards wait again, at the front, since images of them are in spools already. A node that
-finds a shard locked, as by one that is being ended, gives it back: it waits for ``IN_USE_S`` and is then handed out
+finds a shard locked, as by one that is being ended, gives it back: it waits for ``LOCKED_SHARD_RETRY_S`` and is then handed out
 again.
 
 Rules: pure bookkeeping, without a clock, a thread or a network. It may be wrong about who works on a shard, since a
@@ -19,11 +19,11 @@ from math import ceil
 
 from datafetch.engine.feed import SuppliedShard
 
-IN_USE_S = 2.0
+LOCKED_SHARD_RETRY_S = 2.0
 """How long a shard that a node found locked is not handed out again."""
 
 
-class Handout:
+class ShardQueue:
     """The shards of a run, as they are handed out to nodes.
 
     Args:
@@ -77,7 +77,7 @@ class Handout:
         """Record that a node has found a shard locked by another process."""
         taken = self._take_from(node, shard)
         if taken is not None and shard not in self._published:
-            self._in_use.append((now_s + IN_USE_S, taken))
+            self._in_use.append((now_s + LOCKED_SHARD_RETRY_S, taken))
 
     def lose(self, node: str) -> tuple[str, ...]:
         """Let the shards of a node wait again that is lost; return their names."""

@@ -35,7 +35,7 @@ from datafetch.demo.manifest import CoyoSource, write_coyo_source
 from datafetch.demo.origin import Origin
 from datafetch.engine.bound_job import bind
 from datafetch.engine.cluster.choice import Engine, WhereToRun
-from datafetch.engine.cluster.driver import Driver, Patience, run_on_cluster
+from datafetch.engine.cluster.driver import Driver, Timeouts, run_on_cluster
 from datafetch.engine.cluster.interface import ClusterNode, NodeLostError
 from datafetch.engine.cluster.limits import NodeLimits, divide_limits
 from datafetch.engine.cluster.member import Member
@@ -454,10 +454,10 @@ def test_a_node_without_the_job_says_so(tmp_path: Path) -> None:
 # --- the driver, with nodes that are processes of this machine
 
 
-def driven(job: Job, cluster: ProcessCluster, **patience: float) -> Report:
+def driven(job: Job, cluster: ProcessCluster, **timeouts: float) -> Report:
     """Run a job on a cluster of processes."""
-    waits = {"abandoned_s": 30.0, "silence_s": 60.0, "first_rest_s": 0.2, **patience}
-    return asyncio.run(run_on_cluster(job, cluster.connected, patience=Patience(**waits)))
+    waits = {"abandoned_s": 30.0, "silence_s": 60.0, "first_retry_s": 0.2, **timeouts}
+    return asyncio.run(run_on_cluster(job, cluster.connected, timeouts=Timeouts(**waits)))
 
 
 def check_like(job: Job, whole: Job) -> None:
@@ -492,7 +492,7 @@ def test_the_driver_hands_out_and_finishes(job: Job, whole: Job) -> None:
 
 
 def test_a_killed_node_is_replaced(job: Job, whole: Job) -> None:
-    """The process of a node is killed as soon as it has a shard: it rests, and the run completes."""
+    """The process of a node is killed as soon as it has a shard: it is started again, and the run completes."""
     cluster = ProcessCluster("a", "b")
     exchange, killed = cluster.exchange, list[str]()
 
@@ -549,12 +549,12 @@ def test_a_node_without_a_driver_ends_itself(job: Job) -> None:
     cluster.kill(server)
 
 
-def drive(folder: Path, cluster: SimulatedCluster, shards: int, **patience: float) -> int:
+def drive(folder: Path, cluster: SimulatedCluster, shards: int, **timeouts: float) -> int:
     """Publish shards on simulated nodes; return how many nodes were listed at the end."""
     layout = OutputLayout(folder / "out")
     begun = begun_run(layout, shards)
-    waits = {"abandoned_s": 30.0, "silence_s": 60.0, "first_rest_s": 0.01, **patience}
-    driver = Driver(Job("coyo", "source", str(layout.out)), begun, FolderOutput(layout), Patience(**waits))
+    waits = {"abandoned_s": 30.0, "silence_s": 60.0, "first_retry_s": 0.01, **timeouts}
+    driver = Driver(Job("coyo", "source", str(layout.out)), begun, FolderOutput(layout), Timeouts(**waits))
     most_listed = 0
 
     async def watch(take: Callable[[], Statistics]) -> None:
@@ -644,7 +644,7 @@ def test_a_node_that_joins_begins_when_a_lost_one_has_ended(tmp_path: Path) -> N
             has_two_parts = all(parts[one][-1:] == [NodeLimits(4, None)] for one in ("node-00000", "node-00002"))
             return report if has_two_parts else replace(report, wanted=0)
 
-    drive(tmp_path, Cluster(2, Simulation(shard_s=0.001)), 10, abandoned_s=0.2, silence_s=60.0, first_rest_s=300.0)
+    drive(tmp_path, Cluster(2, Simulation(shard_s=0.001)), 10, abandoned_s=0.2, silence_s=60.0, first_retry_s=300.0)
     assert [part.per_host for part in parts["node-00000"]][:3] == [4, 3, 4]  # of eight
     assert begun_s["node-00002"] - lost_s[0] >= max_absence_s(1.0, 0.2) - 0.1
 
@@ -663,7 +663,7 @@ def test_a_node_with_a_sick_network_is_found_and_named(
     cluster.all["sick"] = ProcessNode("sick", _OWN_NETWORK)
     slow = replace(job, workers=workers, fetch=replace(POLICY, max_rate_bytes_per_s=100_000))
     with caplog.at_level(logging.INFO, "datafetch"):
-        report = driven(slow, cluster, first_rest_s=300.0)
+        report = driven(slow, cluster, first_retry_s=300.0)
     assert report.totals.ok == 132
     check_like(job, whole)
     assert any("node sick can't work" in message and "network" in message for message in caplog.messages)
@@ -696,7 +696,7 @@ def test_two_sick_nodes_do_not_clear_each_other(job: Job, whole: Job, cannot_try
 
     cluster.exchange = exchange_slowly  # type: ignore[method-assign]
     slow = replace(job, fetch=replace(POLICY, max_rate_bytes_per_s=100_000))
-    report = driven(slow, cluster, first_rest_s=300.0)
+    report = driven(slow, cluster, first_retry_s=300.0)
     assert len(tries) == 2 + cannot_try
     assert (report.totals.ok, report.totals.failed) == (132, 0)
     check_like(job, whole)

@@ -24,7 +24,7 @@ from test_bucket_output import lines_of, objects_of, stable, state_keys
 from datafetch import Job, Report, read_status
 from datafetch.demo.manifest import CoyoSource, write_coyo_source
 from datafetch.demo.origin import Origin
-from datafetch.engine.cluster.driver import Patience, run_on_cluster
+from datafetch.engine.cluster.driver import Timeouts, run_on_cluster
 from datafetch.engine.cluster.interface import NodeLostError
 from datafetch.engine.cluster.messages import NodeReport, Orders
 from datafetch.errors import ConfigurationError, ResourceError
@@ -106,10 +106,10 @@ class Cluster(ProcessCluster):
         return report
 
 
-def driven(job: Job, cluster: ProcessCluster, **patience: float) -> Report:
+def driven(job: Job, cluster: ProcessCluster, **timeouts: float) -> Report:
     """Run a job on a cluster of processes."""
-    waits = {"abandoned_s": 30.0, "silence_s": 60.0, "first_rest_s": 0.2, **patience}
-    return asyncio.run(run_on_cluster(job, cluster.connected, patience=Patience(**waits)))
+    waits = {"abandoned_s": 30.0, "silence_s": 60.0, "first_retry_s": 0.2, **timeouts}
+    return asyncio.run(run_on_cluster(job, cluster.connected, timeouts=Timeouts(**waits)))
 
 
 def slowly(job: Job) -> Job:

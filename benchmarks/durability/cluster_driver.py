@@ -27,7 +27,7 @@ from benchmarks.meter import MIB
 from benchmarks.record import Record, Run, RunKind
 from benchmarks.simulated_cluster import AT_ONCE, SimulatedCluster, Simulation, begun_run
 from datafetch import Job
-from datafetch.engine.cluster.driver import Driver, Patience
+from datafetch.engine.cluster.driver import Driver, Timeouts
 from datafetch.engine.cluster.shared_output import FolderOutput
 from datafetch.model.report import FetchedShards
 from datafetch.model.statistics import Statistics
@@ -87,7 +87,7 @@ def _measure(nodes: int, lives: int, arguments: argparse.Namespace) -> Run:
         cluster = SimulatedCluster(nodes, simulation)
 
         async def drive() -> FetchedShards:
-            driver = Driver(job, begun, FolderOutput(layout), Patience(first_rest_s=_INTERVAL_S))
+            driver = Driver(job, begun, FolderOutput(layout), Timeouts(first_retry_s=_INTERVAL_S))
             return await driver.run(cluster, [watch])
 
         cpu_before_s, before_s = time.process_time(), time.monotonic()

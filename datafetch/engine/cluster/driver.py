@@ -9,7 +9,7 @@ node of the cluster, also one that joins later, goes through these states:
   and hears what it has published, or uploaded to a bucket, which is then recorded here (``shared_output``);
 * it has ended: because nothing is left; because its process or its machine has ended, or because it has not answered
   for ``SILENCE_S``, whereupon its shards wait for other nodes; or because it lacks something that others have. In the
-  last two cases it is tried again after a rest.
+  last two cases it is tried again after a while.
 
 Shards are handed out a second time only in that case, never because one takes long. What a lost node had fetched lies
 in spools on the shared filesystem or in the bucket, and the node that gets the shard continues from there. A lost node
@@ -79,18 +79,18 @@ ABANDONED_S = 60.0
 """After how many seconds without a call a node ends itself."""
 SILENCE_S = 90.0
 """After how many seconds without an answer a node is given up; so long that it has ended itself by then."""
-_EXCHANGE_S = 1.0  # a call returns after so long even without news
+_POLL_INTERVAL_S = 1.0  # a call returns after so long even without news
 _NODES_PER_EXCHANGE_S = 100  # of very many nodes each is called less often, so that a driver bears a thousand
 _MAX_EXCHANGE_SHARE = 4  # a node is called so often in the time after which it would end itself
 _MAX_GONE = 100  # nodes that have left the cluster and are still listed; machines that are lent come and go
 _WATCH_INTERVAL_S = 2.0
-_TELL_S = 0.05
+_WAKE_DELAY_S = 0.05
 _FACTS_TIMEOUT_S = 120.0  # a node loads Pillow and the package from a shared filesystem, which may be slow
-_ADMISSION_S = 20.0  # so long the first nodes wait for each other, so that limits are divided once
-_TIRED_S = 30.0  # without any node at work, a line says what is waited for
-_FIRST_REST_S = 10.0
-_MAX_REST_S = 300.0
-_MAX_RESTS = 5  # without a published shard in between
+_FIRST_NODES_WAIT_S = 20.0  # so long the first nodes wait for each other, so that limits are divided once
+_IDLE_WARNING_INTERVAL_S = 30.0  # without any node at work, a line says what is waited for
+_FIRST_RETRY_S = 10.0
+_MAX_RETRY_PAUSE_S = 300.0
+_MAX_FAILURES = 5  # without a published shard in between
 _FORGOTTEN = frozenset({*UNREACHED, FailureKind.NOT_REQUESTED, FailureKind.DISCONNECTED})
 _ID_CHARS = 16
 
@@ -106,23 +106,23 @@ class _RefusedNodeError(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Patience:
+class Timeouts:
     """How long a driver waits for what; shorter in tests.
 
     Attributes:
         abandoned_s: After how many seconds without a call a node ends itself.
         silence_s: After how many seconds without an answer a node is given up.
-        first_rest_s: How long a node rests that was lost or sick, at first.
+        first_retry_s: After how many seconds a node that was lost or sick is tried again, at first.
     """
 
     abandoned_s: float = ABANDONED_S
     silence_s: float = SILENCE_S
-    first_rest_s: float = _FIRST_REST_S
+    first_retry_s: float = _FIRST_RETRY_S
 
     @property
     def max_wait_s(self) -> float:
         """For how many seconds a call may wait for news, so that a node is called often before it ends itself."""
-        return max(_EXCHANGE_S, self.abandoned_s / _MAX_EXCHANGE_SHARE)
+        return max(_POLL_INTERVAL_S, self.abandoned_s / _MAX_EXCHANGE_SHARE)
 
 
 async def run_on_cluster(
@@ -131,7 +131,7 @@ async def run_on_cluster(
     observers: Iterable[Observer[Statistics]] = (),
     *,
     repeated: RepeatedJob | None = None,
-    patience: Patience | None = None,
+    timeouts: Timeouts | None = None,
 ) -> Report:
     """Run a job on the nodes of a cluster, or resume it.
 
@@ -141,7 +141,7 @@ async def run_on_cluster(
         connect: Returns a context manager that connects to the cluster; called only if anything is left to fetch.
         observers: Each watches while it runs.
         repeated: The job of another output, whose rows this one is to make; None for any rows.
-        patience: How long it waits for what.
+        timeouts: How long it waits for what.
 
     Returns:
         What was done.
@@ -150,7 +150,7 @@ async def run_on_cluster(
         DatafetchError: The job or its manifest is wrong; no node can do it; or all nodes lack something.
     """
     _refuse(job)
-    observers, patience = as_observers(observers), patience or Patience()
+    observers, timeouts = as_observers(observers), timeouts or Timeouts()
     if is_bucket(job.out):
         scratch = None if job.scratch is None else await run_in_thread(resolve_parent, Path(job.scratch))
 
@@ -158,12 +158,12 @@ async def run_on_cluster(
             begun = await begin_dataset(job, repeated)
             await run_in_thread(partial(copy.begin, has_started_over=job.fresh), on_cancel=copy.stop)
             output = BucketOutput(begun.layout, copy, scratch)
-            return await _steer(job, begun, output, connect, observers, patience)
+            return await _steer(job, begun, output, connect, observers, timeouts)
 
         return await steer_in_bucket(job, steer)
     job = replace(job, out=str(await run_in_thread(resolve_parent, Path(job.out))))
-    begun = await _begin(job, repeated, patience)
-    return await _steer(job, begun, FolderOutput(begun.layout), connect, observers, patience)
+    begun = await _begin(job, repeated, timeouts)
+    return await _steer(job, begun, FolderOutput(begun.layout), connect, observers, timeouts)
 
 
 async def _steer(
@@ -172,13 +172,13 @@ async def _steer(
     output: SharedOutput,
     connect: Callable[[], Any],
     observers: tuple[Observer[Statistics], ...],
-    patience: Patience,
+    timeouts: Timeouts,
 ) -> Report:
     """Let nodes fetch what is open, and complete the output."""
     resumed = replace(job, fresh=False, reuse=False)
     done = None
     if begun.open_shards:
-        driver = Driver(resumed, begun, output, patience)
+        driver = Driver(resumed, begun, output, timeouts)
         async with _connected(connect) as cluster:
             done = await driver.run(cluster, observers)
     report = await finish_dataset(resumed, observers, done=done, at_hand=output.at_hand)
@@ -204,7 +204,7 @@ def _refuse(job: Job) -> None:
             )
 
 
-async def _begin(job: Job, repeated: RepeatedJob | None, patience: Patience) -> BegunRun:
+async def _begin(job: Job, repeated: RepeatedJob | None, timeouts: Timeouts) -> BegunRun:
     """Claim the output, once the nodes of an earlier driver that died have ended.
 
     Raises:
@@ -212,7 +212,7 @@ async def _begin(job: Job, repeated: RepeatedJob | None, patience: Patience) -> 
         DatafetchError: As ``begin_dataset``.
     """
     layout = OutputLayout(Path(job.out))
-    max_wait_s = max_absence_s(patience.max_wait_s, patience.abandoned_s) + _WATCH_INTERVAL_S
+    max_wait_s = max_absence_s(timeouts.max_wait_s, timeouts.abandoned_s) + _WATCH_INTERVAL_S
     deadline_s = time.monotonic() + max_wait_s
     first: ClusterSnapshot | None = None
     while True:
@@ -225,7 +225,7 @@ async def _begin(job: Job, repeated: RepeatedJob | None, patience: Patience) -> 
         if first is None:
             first = now
             _log.info("waiting for the nodes of an earlier run to end, which takes up to %.0f s", max_wait_s)
-        await asyncio.sleep(_EXCHANGE_S)
+        await asyncio.sleep(_POLL_INTERVAL_S)
 
 
 def _is_driver_alive(first: ClusterSnapshot | None, now: ClusterSnapshot) -> bool:
@@ -253,14 +253,14 @@ class Driver:
         job: What to do.
         begun: The claimed output.
         output: What it shares with the nodes.
-        patience: How long it waits for what.
+        timeouts: How long it waits for what.
     """
 
-    def __init__(self, job: Job, begun: BegunRun, output: SharedOutput, patience: Patience) -> None:
+    def __init__(self, job: Job, begun: BegunRun, output: SharedOutput, timeouts: Timeouts) -> None:
         self._job = job
         self._begun = begun
         self._output = output
-        self._patience = patience
+        self._timeouts = timeouts
         self._queue = ShardQueue(begun.open_shards)
         self._members: dict[str, Member] = {}
         self._taking: set[str] = set()  # the nodes that take shards, or soon will
@@ -269,7 +269,7 @@ class Driver:
         self._numbers = count(1)
         self._held: dict[str, Member] = {}
         self._changed = asyncio.Event()
-        self._is_told = False
+        self._will_wake = False
         self._started_s = time.monotonic()
         self._expected_first: set[str] = set()
         self._facts: NodeFacts | None = None
@@ -340,13 +340,13 @@ class Driver:
             self._refuse_without_nodes(nodes)
             if any(one.is_at_work for one in self._members.values()):
                 idle_since_s = time.monotonic()
-            elif time.monotonic() - idle_since_s > _TIRED_S:
+            elif time.monotonic() - idle_since_s > _IDLE_WARNING_INTERVAL_S:
                 idle_since_s = time.monotonic()
                 _log.warning("no node is working: %s; the run continues when one is available", self._why_idle())
             if not self._queue.is_complete:  # which it may have become meanwhile
                 await self._wait_for_change(_WATCH_INTERVAL_S)
         self._is_over = True
-        self._tell()
+        self._wake_soon()
 
     async def _keep_at_work(self, cluster: Cluster, member: Member) -> None:
         try:
@@ -355,7 +355,7 @@ class Driver:
             member.is_over = True
 
     async def _work_again_and_again(self, cluster: Cluster, member: Member) -> None:
-        """Let a node work until nothing is left, and again after a rest if it was lost."""
+        """Let a node work until nothing is left, and again after a while if it was lost."""
         while not self._is_over:
             try:
                 await self._work_on(cluster, member)
@@ -372,16 +372,16 @@ class Driver:
             else:
                 self._set_state(member, NodeState.ENDED, "")
                 return
-            if not await self._rest(cluster, member):
+            if not await self._wait_before_retry(cluster, member):
                 return
 
-    async def _rest(self, cluster: Cluster, member: Member) -> bool:
-        """Let a node rest; return whether it is to be tried again."""
-        member.rests += 1
-        if member.rests > _MAX_RESTS:
-            member.reason = f"{member.reason} (it was tried {_MAX_RESTS} times)"
+    async def _wait_before_retry(self, cluster: Cluster, member: Member) -> bool:
+        """Wait for a while after a node was lost or sick; return whether it is to be tried again."""
+        member.failures += 1
+        if member.failures > _MAX_FAILURES:
+            member.reason = f"{member.reason} (it was tried {_MAX_FAILURES} times)"
             return False
-        until_s = time.monotonic() + min(self._patience.first_rest_s * 2 ** (member.rests - 1), _MAX_REST_S)
+        until_s = time.monotonic() + min(self._timeouts.first_retry_s * 2 ** (member.failures - 1), _MAX_RETRY_PAUSE_S)
         while (left_s := until_s - time.monotonic()) > 0 and not self._is_over:
             await self._wait_for_change(left_s)
         return not self._is_over and any(node.id == member.node.id for node in await asyncio.to_thread(cluster.nodes))
@@ -404,7 +404,7 @@ class Driver:
             raise
         finally:
             await run_in_thread(cluster.kill, server)
-            await self._let_go(member, is_certain=is_certain)
+            await self._release(member, is_certain=is_certain)
 
     async def _begin(self, cluster: Cluster, member: Member, server: Any) -> None:
         assert member.limits is not None, "it was admitted"
@@ -415,12 +415,12 @@ class Driver:
             f"node-{member.node.id[:_ID_CHARS]}",
             member.limits,
             self._job.finish_by,
-            self._patience.abandoned_s,
+            self._timeouts.abandoned_s,
         )
         member.is_at_work = True
-        member.gone_by_s = time.monotonic() + max_absence_s(self._patience.silence_s, self._patience.abandoned_s)
+        member.gone_by_s = time.monotonic() + max_absence_s(self._timeouts.silence_s, self._timeouts.abandoned_s)
         try:
-            async with asyncio.timeout(self._patience.silence_s):
+            async with asyncio.timeout(self._timeouts.silence_s):
                 await cluster.begin(server, task)
         except TimeoutError as error:
             raise NodeLostError("has not answered", is_certain=False) from error
@@ -451,7 +451,7 @@ class Driver:
 
     async def _admit(self, member: Member) -> None:
         """Give a node its part of the limits, once no other one has more than its own."""
-        first_until_s = self._started_s + _ADMISSION_S
+        first_until_s = self._started_s + _FIRST_NODES_WAIT_S
         self._expected_first.discard(member.node.id)
         self._divide(joining=member)
         while self._expected_first and not self._is_over and (left_s := first_until_s - time.monotonic()) > 0:
@@ -469,9 +469,9 @@ class Driver:
         if sharing:
             for one, limits in zip(sharing, divide_limits(self._job.fetch, len(sharing)), strict=True):
                 one.limits = limits
-        self._tell()
+        self._wake_soon()
 
-    async def _let_go(self, member: Member, *, is_certain: bool) -> None:
+    async def _release(self, member: Member, *, is_certain: bool) -> None:
         """Let the shards of a node that has ended wait for others, and divide its part of the limits."""
         had_begun, member.is_at_work = member.is_at_work, False
         if is_certain and had_begun:
@@ -482,7 +482,7 @@ class Driver:
         await self._take_recorded(member, None)
         if member.is_sick:
             shards = self._queue.shards_of(member.holder)
-            await self._output.drop_failures(shards, member.number, _FORGOTTEN, self._patience.abandoned_s)
+            await self._output.drop_failures(shards, member.number, _FORGOTTEN, self._timeouts.abandoned_s)
         now_s, loop = time.monotonic(), asyncio.get_running_loop()
         free_in_s = self._output.free_at_s(member.gone_by_s) - now_s
         if is_certain or free_in_s <= 0:
@@ -494,7 +494,7 @@ class Driver:
             self._divide(leaving=member)
         else:  # it may be cut off and continue for a while
             loop.call_later(member.gone_by_s - now_s, self._leave, member, member.number)
-        self._tell()
+        self._wake_soon()
 
     def _free(self, holder: str) -> None:
         """Let others have the shards of a process that may have been alive, once it is known to have ended."""
@@ -508,7 +508,7 @@ class Driver:
             _log.info(
                 "node %s had %s in progress, with which other nodes continue", name, counted(len(shards), "shard")
             )
-        self._tell()
+        self._wake_soon()
 
     def _leave(self, member: Member, number: int) -> None:
         """Divide the part of a process that may have been alive, once it is known to have ended."""
@@ -543,19 +543,19 @@ class Driver:
         """
         orders = Orders()
         while True:
-            wait_s = max(_EXCHANGE_S, len(self._taking) / _NODES_PER_EXCHANGE_S)
-            wait_s = min(wait_s, self._patience.max_wait_s)
-            member.gone_by_s = time.monotonic() + max_absence_s(wait_s, self._patience.abandoned_s)
+            wait_s = max(_POLL_INTERVAL_S, len(self._taking) / _NODES_PER_EXCHANGE_S)
+            wait_s = min(wait_s, self._timeouts.max_wait_s)
+            member.gone_by_s = time.monotonic() + max_absence_s(wait_s, self._timeouts.abandoned_s)
             try:
-                async with asyncio.timeout(wait_s + self._patience.silence_s):
+                async with asyncio.timeout(wait_s + self._timeouts.silence_s):
                     report = await cluster.exchange(server, orders, wait_s)
             except TimeoutError as error:
-                reason = f"has not answered for {self._patience.silence_s:.0f} s, and is given up"
+                reason = f"has not answered for {self._timeouts.silence_s:.0f} s, and is given up"
                 raise NodeLostError(reason, is_certain=False) from error
             except UnfitNodeError as error:
                 raise NodeLostError(f"could not be called: {error}", is_certain=True) from error
             self._take_report(member, report, orders)
-            await self._take_recorded(member, _EXCHANGE_S)
+            await self._take_recorded(member, _POLL_INTERVAL_S)
             if report.end is not None:
                 self._judge_end(member, report.end)
                 return
@@ -587,16 +587,16 @@ class Driver:
         if report.is_in_doubt and not (member.is_asked_about or member.is_cleared or member.is_sick):
             ask_another(member, report.unreached, self._members.values())
         if not (report.is_within_limits and before.is_within_limits):
-            self._tell()
+            self._wake_soon()
 
     def _mark_published(self, member: Member, shard: str) -> None:
         self._queue.mark_published(member.holder, shard)
         member.published += 1
-        member.rests = 0
+        member.failures = 0
         if self._queue.is_complete:
-            self._tell()
+            self._wake_soon()
 
-    async def _take_recorded(self, member: Member, patience_s: float | None) -> None:
+    async def _take_recorded(self, member: Member, timeout_s: float | None) -> None:
         """Wait for some seconds, or as long as it takes, until something is recorded that a node has uploaded.
 
         Raises:
@@ -604,8 +604,8 @@ class Driver:
         """
         if not member.recording:
             return
-        wait = asyncio.FIRST_COMPLETED if patience_s is not None else asyncio.ALL_COMPLETED
-        await asyncio.wait(member.recording.values(), timeout=patience_s, return_when=wait)
+        wait = asyncio.FIRST_COMPLETED if timeout_s is not None else asyncio.ALL_COMPLETED
+        await asyncio.wait(member.recording.values(), timeout=timeout_s, return_when=wait)
         for shard in [shard for shard, recording in member.recording.items() if recording.done()]:
             member.recording.pop(shard).result()
             member.recorded.append(shard)
@@ -656,7 +656,7 @@ class Driver:
         useless = {NodeState.REFUSED, NodeState.SICK, NodeState.LOST}
         if not here or any(one.state not in useless for one in here):
             return
-        if all(one.state is NodeState.REFUSED or one.rests > _MAX_RESTS for one in here) or (
+        if all(one.state is NodeState.REFUSED or one.failures > _MAX_FAILURES for one in here) or (
             all(one.state is NodeState.SICK for one in here) and self._lacks_resources
         ):
             reasons = "; ".join(f"{one.name}: {one.reason}" for one in here[:3])
@@ -691,16 +691,16 @@ class Driver:
             self._taking.discard(member.node.id)
         if state is not NodeState.STARTING:
             self._expected_first.discard(member.node.id)
-        self._tell()
+        self._wake_soon()
 
-    def _tell(self) -> None:
+    def _wake_soon(self) -> None:
         """Wake those that wait for a change, a moment later: a thousand nodes that join change a thousand things."""
-        if not self._is_told:
-            self._is_told = True
-            asyncio.get_running_loop().call_later(_TELL_S, self._wake)
+        if not self._will_wake:
+            self._will_wake = True
+            asyncio.get_running_loop().call_later(_WAKE_DELAY_S, self._wake)
 
     def _wake(self) -> None:
-        self._is_told = False
+        self._will_wake = False
         self._changed.set()
 
     async def _wait_for_change(self, timeout_s: float) -> None:

@@ -25,7 +25,7 @@ class Member:
         confirmed: The limits that it keeps.
         report: Its latest report.
         published: The number of shards that it has published.
-        rests: How often it was given up since it last published a shard.
+        failures: How often it was given up since it last published a shard.
         given: The sizes of the shards that it was given since it started.
         is_at_work: Whether a process runs on it that has answered.
         is_over: Whether it is never tried again.
@@ -50,7 +50,7 @@ class Member:
     confirmed: NodeLimits | None = None
     report: NodeReport = field(default_factory=NodeReport)
     published: int = 0
-    rests: int = 0
+    failures: int = 0
     given: int = 0
     is_at_work: bool = False
     is_over: bool = False

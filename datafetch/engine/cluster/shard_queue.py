@@ -4,8 +4,8 @@ Theory of operation. A shard is waiting, handed out to one node, or published. A
 room, so fast nodes take more, and no shard is ever handed out a second time because it takes long. It gets none beyond
 its fair part of all that are not published, so that one node does not take many small ones before others come. Only
 when a node is lost do its shards wait again, at the front, since images of them are in spools already. A node that
-finds a shard locked, as by one that is being ended, gives it back: it waits for ``LOCKED_SHARD_RETRY_S`` and is then handed out
-again.
+finds a shard locked, as by one that is being ended, gives it back: it waits for ``LOCKED_SHARD_RETRY_S`` and is then
+handed out again.
 
 Rules: pure bookkeeping, without a clock, a thread or a network. It may be wrong about who works on a shard, since a
 node may be lost to the driver and go on for a while; the shard's lock decides that, and its ledger whether it is done.

@@ -76,14 +76,14 @@ class SharedOutput(Protocol):
         """
         ...
 
-    async def drop_failures(self, shards: Sequence[str], node: int, kinds: Collection[str], patience_s: float) -> None:
+    async def drop_failures(self, shards: Sequence[str], node: int, kinds: Collection[str], timeout_s: float) -> None:
         """Let others request the images that failed in one of these ways on a node that has ended.
 
         Args:
             shards: The shards that it had in progress.
             node: Its number.
             kinds: Failure kinds.
-            patience_s: How long its locks may outlive it.
+            timeout_s: How long its locks may outlive it.
         """
         ...
 
@@ -117,10 +117,10 @@ class FolderOutput:
         """At once: locks decide."""
         return 0.0
 
-    async def drop_failures(self, shards: Sequence[str], _: int, kinds: Collection[str], patience_s: float) -> None:
+    async def drop_failures(self, shards: Sequence[str], _: int, kinds: Collection[str], timeout_s: float) -> None:
         """Drop them from spools, whose locks die with the node."""
         dropped = 0
-        until_s = time.monotonic() + patience_s
+        until_s = time.monotonic() + timeout_s
         for shard in shards:
             if not await self._lock_in_time(shard, until_s):
                 _log.warning(

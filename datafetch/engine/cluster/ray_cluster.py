@@ -22,7 +22,7 @@ import sys
 import warnings
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, cast
 
@@ -297,6 +297,7 @@ def _init(ray: Any, address: str) -> None:
     try:
         # Ray lets nodes import modules from the driver's working directory, which others may write to, such as /tmp.
         os.chdir("/")
+        _forget_token()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             ray.init(log_to_driver=False, configure_logging=False, namespace="datafetch", **settings)
@@ -309,6 +310,14 @@ def _init(ray: Any, address: str) -> None:
     finally:
         os.fchdir(folder)
         os.close(folder)
+
+
+def _forget_token() -> None:
+    """Let Ray read the token again, which it does once in a process by itself, whatever cluster it connects to."""
+    with suppress(ImportError, AttributeError):  # no part of its interface
+        from ray._raylet import AuthenticationTokenLoader  # noqa: PLC0415 - an extra
+
+        AuthenticationTokenLoader.instance().reset_cache()
 
 
 def _name_of(node: dict[str, Any]) -> str:

@@ -286,8 +286,13 @@ def test_sick_nodes_are_not_asked_about_each_other() -> None:
     assert (sick.is_sick, sick.is_cleared) == (True, False)
     ask_another(ill, ("http://h/2",), members)
     assert sound.urls == ("http://h/2",)
-    stop_asking(sound)
+    stop_asking(sound, members)
     assert not ill.is_asked_about
+    ask_another(ill, ("http://h/2",), members)
+    stop_asking(ill, members)
+    take_answers(sound, TriedUrls(1))
+    assert not ill.is_sick
+    ill.is_asked_about = False
     ask_another(ill, ("http://h/3",), [ill, sick])
     assert sick.urls == ("http://h/3",)
 

@@ -478,7 +478,7 @@ class Driver:
             member.gone_by_s = 0.0
         if member.report.done is not None:
             self._ended = _sum_of(one for one in (self._ended, member.report.done) if one is not None)
-        stop_asking(member)
+        stop_asking(member, self._members.values())
         await self._take_recorded(member, None)
         if member.is_sick:
             shards = self._queue.shards_of(member.holder)

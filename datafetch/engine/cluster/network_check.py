@@ -58,8 +58,11 @@ def take_answers(member: Member, tried: TriedUrls) -> None:
     suspect.is_cleared = not suspect.is_sick
 
 
-def stop_asking(member: Member) -> None:
-    """Let another node be asked instead of one that has ended."""
-    if member.asked_for is not None:
-        member.asked_for[0].is_asked_about = False
-        member.asked_for = None
+def stop_asking(ended: Member, members: Iterable[Member]) -> None:
+    """Let another node be asked instead of one that has ended, and take no answers about that."""
+    if ended.asked_for is not None:
+        ended.asked_for[0].is_asked_about = False
+        ended.asked_for = None
+    for one in members:
+        if one.asked_for is not None and one.asked_for[0] is ended:
+            one.asked_for, one.urls = None, ()

@@ -418,7 +418,6 @@ class Driver:
             self._timeouts.abandoned_s,
         )
         member.is_at_work = True
-        member.gone_by_s = time.monotonic() + max_absence_s(self._timeouts.silence_s, self._timeouts.abandoned_s)
         try:
             async with asyncio.timeout(self._timeouts.silence_s):
                 await cluster.begin(server, task)
@@ -426,6 +425,8 @@ class Driver:
             raise NodeLostError("has not answered", is_certain=False) from error
         except UnfitNodeError as error:
             raise NodeLostError(f"could not be started: {error}", is_certain=True) from error
+        finally:
+            member.gone_by_s = time.monotonic() + max_absence_s(0.0, self._timeouts.abandoned_s)
         self._set_state(member, NodeState.AT_WORK, "")
 
     async def _check(self, cluster: Cluster, server: Any) -> None:

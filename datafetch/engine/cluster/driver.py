@@ -464,7 +464,7 @@ class Driver:
         """Divide the limits among the nodes that have a part of them."""
         if leaving is not None:
             leaving.limits = leaving.confirmed = None
-        if self._is_over:  # nobody requests anything any more
+        if self._is_over:  # no node requests anything any more
             return
         sharing = [one for one in self._members.values() if one.limits is not None or one is joining]
         if sharing:

@@ -154,7 +154,7 @@ class _Work:
             self._tell()
         shard = await self._inbox.get()
         if shard is None:
-            self._inbox.put_nowait(None)  # for whoever asks next
+            self._inbox.put_nowait(None)  # for the next call
         elif self._copy is not None:
             await self._in_thread(self._copy, self._copy.bring_spools, shard.name, self._job_hash)
         return shard

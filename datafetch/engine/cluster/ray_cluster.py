@@ -5,10 +5,10 @@ server is an actor that is bound to its node, and that takes all CPUs which the 
 exactly one, and nothing else beside it. It is not restarted by Ray and not detached: it ends with the driver, and the
 driver decides what becomes of a node.
 
-Rules: whoever reaches Ray's ports runs code on its nodes. So a cluster that is started here listens on the loopback
-interface alone, without a dashboard, and requires a token; and one that others have started is refused if it requires
-none, unless the operator has set ``RAY_AUTH_MODE=disabled``. Ray reads these variables when it is imported, so they are
-set before, and restored when the connection is closed. Usage statistics are not sent.
+Rules: anyone who can reach Ray's ports can run code on its nodes. So a cluster that is started here listens on the
+loopback interface alone, without a dashboard, and requires a token; and one that others have started is refused if it
+requires none, unless the operator has set ``RAY_AUTH_MODE=disabled``. Ray reads these variables when it is imported, so
+they are set before, and restored when the connection is closed. Usage statistics are not sent.
 """
 
 from __future__ import annotations

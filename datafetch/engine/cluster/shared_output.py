@@ -1,6 +1,6 @@
 """What a driver and its nodes share: an output in a folder that all of them see, or in a bucket.
 
-Theory of operation. In a folder everything is where everybody sees it: a node publishes a shard by itself, and what a
+Theory of operation. In a folder everything is where all nodes see it: a node publishes a shard by itself, and what a
 lost node had fetched lies in spools. Locks on shards decide who works on one.
 
 In a bucket the driver alone has the lease and the commit log. A node uploads a shard and reports what it has uploaded;
@@ -209,7 +209,7 @@ class BucketOutput:
         return gone_by_s
 
     async def drop_failures(self, shards: Sequence[str], node: int, kinds: Collection[str], _: float) -> None:
-        """Record which writer's failures don't count, for whoever puts its spools together."""
+        """Record which writer's failures don't count, for the process that puts its spools together."""
         spools = [spool_name(self._layout.job_hash, shard) for shard in shards]
         await self._in_thread(self._copy.drop_failures, spools, node, kinds)
 

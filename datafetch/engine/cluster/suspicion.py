@@ -1,7 +1,7 @@
 """Suspicion: by it, a node whose network is sick is told from hosts that are dead, before it publishes anything.
 
 Theory of operation. A node whose name server or firewall is at fault can't reach hosts that others reach; where hosts
-are dead, nobody does. Its failures are fast, so it would soon have used up the shards of all others. So once most of a
+are dead, no node does. Its failures are fast, so it would soon have used up the shards of all others. So once most of a
 node's latest requests were answered by no server, it publishes nothing until it is cleared: another node requests a few
 of these URLs. If that one gets answers to half of them or more, the first one is sick; otherwise the hosts are dead,
 and it goes on. It is then asked again only after twice as many requests as before, since a dataset may be of dead hosts

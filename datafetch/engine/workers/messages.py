@@ -343,7 +343,7 @@ class ResultRead(_Message):
 
 
 class IsSuspended(_Message):
-    """Nothing is sent to a host for a while, which the client is to remember for whoever replaces the owner.
+    """Nothing is sent to a host for a while, which the client is to remember for the process that replaces the owner.
 
     Attributes:
         host: Host and port.

@@ -157,7 +157,7 @@ async def _process(samples: ReceivedSamples, fetcher: SampleFetcher, one: Sample
 
 
 class _Steering:
-    """Obeys whoever steers the run."""
+    """Does what the coordinator says of limits, and of URLs to try."""
 
     def __init__(self, channel: Channel[FromWorker, ToWorker], group: asyncio.TaskGroup) -> None:
         self._channel = channel
@@ -166,7 +166,7 @@ class _Steering:
         self._limit: Limit | None = None
 
     def begin(self, fetch: Fetcher) -> None:
-        """Begin to obey."""
+        """Begin, with what has been said until now."""
         self._fetch = fetch
         if self._limit is not None:
             self.limit_to(self._limit)

@@ -293,6 +293,8 @@ def test_sick_nodes_are_not_asked_about_each_other() -> None:
     take_answers(sound, TriedUrls(1))
     assert not ill.is_sick
     ill.is_asked_about = False
+    ask_another(ill, ("http://h/3",), [ill, new])
+    assert not new.urls  # it has only begun
     ask_another(ill, ("http://h/3",), [ill, sick])
     assert sick.urls == ("http://h/3",)
 

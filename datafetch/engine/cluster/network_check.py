@@ -1,9 +1,10 @@
 """Asking another node: whether the hosts that one node can't reach are dead, or its network is sick.
 
 Theory of operation. A node that suspects its own network (``suspicion``) names URLs that it did not reach, and another
-one requests them. That is one which has reached hosts itself, as long as there is one; then one that does not suspect
-itself; only then any. A free one of these is waited for, since two sick nodes would clear each other. A node that can't
-request the URLs, because it is about to end or lacks a name server, decides nothing, and another one is asked.
+one requests them. That is one which has reached hosts itself, as long as there is one. A free one is waited for, and so
+is a node that has only begun, since two sick nodes would clear each other. Where all nodes suspect themselves or have
+nothing to do, any of them is asked. A node that can't request the URLs, because it is about to end or lacks a name
+server, decides nothing, and another one is asked.
 """
 
 from __future__ import annotations
@@ -37,11 +38,19 @@ def ask_another(suspect: Member, unreached: tuple[str, ...], members: Iterable[M
         return
     sound = [one for one in others if not one.report.is_in_doubt]
     proven = [one for one in sound if one.report.statistics is not None and one.report.statistics.ok]
+    if not proven and any(map(_may_reach_hosts, sound)):
+        return
     free = [one for one in proven or sound or others if one.report.statistics is not None and one.asked_for is None]
     if free and urls:
         other = min(free, key=lambda one: suspect.could_not_check.count(one.holder))
         other.urls, other.asked_for = urls, (suspect, len(urls))
         suspect.is_asked_about = True
+
+
+def _may_reach_hosts(member: Member) -> bool:
+    """Whether a node that has reached no host yet has only begun, so that it will soon have, or suspect itself."""
+    now = member.report.statistics
+    return now is None or now.shards > now.shards_published
 
 
 def take_answers(member: Member, tried: TriedUrls) -> None:

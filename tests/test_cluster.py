@@ -295,6 +295,9 @@ def test_sick_nodes_are_not_asked_about_each_other() -> None:
     ill.is_asked_about = False
     ask_another(ill, ("http://h/3",), [ill, new])
     assert not new.urls  # it has only begun
+    starting = Member(ClusterNode("starting", "starting", 1.0))
+    ask_another(ill, ("http://h/3",), [ill, sick, starting])
+    assert (ill.is_asked_about, ill.is_cleared) == (False, False)
     ask_another(ill, ("http://h/3",), [ill, sick])
     assert sick.urls == ("http://h/3",)
 

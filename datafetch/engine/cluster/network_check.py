@@ -2,9 +2,9 @@
 
 Theory of operation. A node that suspects its own network (``suspicion``) names URLs that it did not reach, and another
 one requests them. That is one which has reached hosts itself, as long as there is one. A free one is waited for, and so
-is a node that has only begun, since two sick nodes would clear each other. Where all nodes suspect themselves or have
-nothing to do, any of them is asked. A node that can't request the URLs, because it is about to end or lacks a name
-server, decides nothing, and another one is asked.
+is a node that starts or has only begun, since two sick nodes would clear each other. Where all nodes suspect
+themselves or have nothing to do, any of them is asked. A node that can't request the URLs, because it is about to end
+or lacks a name server, decides nothing, and another one is asked.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from collections.abc import Iterable
 from datafetch.engine.cluster.member import Member
 from datafetch.engine.cluster.messages import TriedUrls
 from datafetch.engine.cluster.suspicion import MAX_URLS, is_sick
+from datafetch.monitor.cluster_snapshot import NodeState
 
 _MAX_REPORTS_WITHOUT_URLS = 20  # those of worker processes come half a second later
 _MAX_FAILED_CHECKS = 5  # of nodes that can't request the URLs; then there is nothing to compare
@@ -27,16 +28,19 @@ def ask_another(suspect: Member, unreached: tuple[str, ...], members: Iterable[M
         unreached: The URLs of its latest requests that no server answered.
         members: All nodes.
     """
-    others = [one for one in members if one.is_at_work and one is not suspect]
+    all_others = [one for one in members if one is not suspect]
+    others = [one for one in all_others if one.is_at_work]
     urls = unreached[-MAX_URLS:]
     suspect.reports_without_urls = 0 if urls else suspect.reports_without_urls + 1
     is_in_vain = (
         suspect.reports_without_urls > _MAX_REPORTS_WITHOUT_URLS or len(suspect.could_not_check) >= _MAX_FAILED_CHECKS
     )
+    sound = [one for one in others if not one.report.is_in_doubt]
+    if not sound and any(one.state is NodeState.STARTING and not one.is_at_work for one in all_others):
+        return
     if not others or is_in_vain:
         suspect.is_cleared = True  # there is nothing to compare
         return
-    sound = [one for one in others if not one.report.is_in_doubt]
     proven = [one for one in sound if one.report.statistics is not None and one.report.statistics.ok]
     if not proven and any(map(_may_reach_hosts, sound)):
         return

@@ -23,6 +23,7 @@ import warnings
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from importlib import import_module
 from pathlib import Path
 from typing import Any, cast
 
@@ -315,9 +316,7 @@ def _init(ray: Any, address: str) -> None:
 def _forget_token() -> None:
     """Let Ray read the token again, which it does once in a process by itself, whatever cluster it connects to."""
     with suppress(ImportError, AttributeError):  # no part of its interface
-        from ray._raylet import AuthenticationTokenLoader  # noqa: PLC0415 - an extra
-
-        AuthenticationTokenLoader.instance().reset_cache()
+        import_module("ray._raylet").AuthenticationTokenLoader.instance().reset_cache()
 
 
 def _name_of(node: dict[str, Any]) -> str:

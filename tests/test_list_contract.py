@@ -44,7 +44,7 @@ from runs import Run, RunFolders, StoredImages, listed
 
 from datafetch import ConfigurationError, Job, ListFormat, ListJob, ListOptions, ManifestError, RunState, read_status
 from datafetch.cli.app import main
-from datafetch.engine.cluster.driver import Patience, run_on_cluster
+from datafetch.engine.cluster.driver import Timeouts, run_on_cluster
 from datafetch.store.layout import OutputLayout
 
 pytestmark = pytest.mark.usefixtures("_own_cache")
@@ -269,8 +269,8 @@ def test_the_nodes_of_a_cluster_make_what_one_process_makes(
 ) -> None:
     """Each reads the list itself, and is handed shards of both files."""
     cluster = ProcessCluster("a", "b")
-    patience = Patience(abandoned_s=30.0, silence_s=60.0, first_rest_s=0.2)
-    asyncio.run(run_on_cluster(trial.job(folders), cluster.connected, patience=patience))
+    timeouts = Timeouts(abandoned_s=30.0, silence_s=60.0, first_retry_s=0.2)
+    asyncio.run(run_on_cluster(trial.job(folders), cluster.connected, timeouts=timeouts))
     assert all(any(orders.shards for orders in node.orders) for node in cluster.all.values())
     check_like_undisturbed(trial, folders, complete)
 

@@ -12,7 +12,7 @@ Rules: the run knows its working copy, and people know the bucket: reports and m
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -34,7 +34,7 @@ from datafetch.model.dataset import Dataset
 from datafetch.model.ledger_line import ShardCounts
 from datafetch.model.report import Report
 from datafetch.output.commit import Commit, CommitShard
-from datafetch.output.formats import FORMATS, PickleFormat, ShardFormat
+from datafetch.output.formats import FORMATS, FilesFormat, ShardFormat
 from datafetch.process.threads import run_in_thread
 from datafetch.store.buckets.place import Place
 from datafetch.store.buckets.working_copy import Purpose, WorkingCopy
@@ -62,31 +62,39 @@ async def run_in_bucket(job: Job, backends: Backends, work: Work) -> Report:
     """
     place = Place.of(job.out)
     dataset = await run_in_thread(dataset_of, job)
-    _refuse_unsupported(job, dataset)
+    suffixes = _suffixes_of(dataset)
+    _refuse_reuse(job)
     is_staged = reshard_plan(job, dataset) is not None
 
     async def run(copy: WorkingCopy, recording: Backends) -> Report:
         own = replace(job, out=str(copy.layout.out), stored_at=str(place), scratch=None)
         return replace(await work(own, recording), out=str(place))
 
-    return await _work_on_copy(place, job.scratch, backends, run, is_staged=is_staged, purpose=Purpose.RUN)
+    make = partial(_make_copy, place, job.scratch, suffixes, is_staged=is_staged, purpose=Purpose.RUN)
+    return await _work_on_copy(place, make, backends, run)
 
 
-async def retry_in_bucket(location: str, scratch: str | None, backends: Backends, work: WorkOnCopy) -> Report:
+async def retry_in_bucket(location: str, job: Job, backends: Backends, work: WorkOnCopy) -> Report:
     """Retry an output in a bucket.
 
     Args:
         location: The output.
-        scratch: The folder for working copies; None is the user's cache folder.
+        job: Its job, with the settings of the retry.
         backends: What transcodes images and commits shards.
         work: Retries it on the working copy.
+
+    Raises:
+        ConfigurationError: The output can't be in a bucket, or another run works on it.
+        ResourceError: The store can't be reached.
     """
     place = Place.of(location)
+    suffixes = _suffixes_of(await run_in_thread(dataset_of, job))
 
     async def retry(copy: WorkingCopy, recording: Backends) -> Report:
         return replace(await work(copy, recording), out=str(place))
 
-    return await _work_on_copy(place, scratch, backends, retry, is_staged=True, purpose=Purpose.RETRY)
+    make = partial(_make_copy, place, job.scratch, suffixes, is_staged=True, purpose=Purpose.RETRY)
+    return await _work_on_copy(place, make, backends, retry)
 
 
 async def steer_in_bucket(job: Job, work: Callable[[Job, WorkingCopy], Awaitable[Report]]) -> Report:
@@ -102,29 +110,26 @@ async def steer_in_bucket(job: Job, work: Callable[[Job, WorkingCopy], Awaitable
     """
     place = Place.of(job.out)
     dataset = await run_in_thread(dataset_of, job)
-    _refuse_unsupported(job, dataset)
+    suffixes = _suffixes_of(dataset)
+    _refuse_reuse(job)
     is_staged = reshard_plan(job, dataset) is not None
 
     async def steer(copy: WorkingCopy, _: Backends) -> Report:
         own = replace(job, out=str(copy.layout.out), stored_at=str(place), scratch=None)
         return replace(await work(own, copy), out=str(place))
 
-    return await _work_on_copy(
-        place, job.scratch, CHILD_PROCESSES, steer, is_staged=is_staged, purpose=Purpose.STEERING
-    )
+    make = partial(_make_copy, place, job.scratch, suffixes, is_staged=is_staged, purpose=Purpose.STEERING)
+    return await _work_on_copy(place, make, CHILD_PROCESSES, steer)
 
 
-async def _work_on_copy(
-    place: Place,
-    scratch: str | None,
-    backends: Backends,
-    work: WorkOnCopy,
-    *,
-    is_staged: bool,
-    purpose: Purpose,
-) -> Report:
-    folder = None if scratch is None else await run_in_thread(resolve_parent, Path(scratch))
-    make = partial(WorkingCopy, place, folder, PickleFormat.suffixes, is_staged=is_staged, purpose=purpose)
+def _make_copy(
+    place: Place, scratch: str | None, suffixes: Sequence[str], *, is_staged: bool, purpose: Purpose
+) -> WorkingCopy:
+    folder = None if scratch is None else resolve_parent(Path(scratch))
+    return WorkingCopy(place, folder, suffixes, is_staged=is_staged, purpose=purpose)
+
+
+async def _work_on_copy(place: Place, make: Callable[[], WorkingCopy], backends: Backends, work: WorkOnCopy) -> Report:
     copy = await run_in_thread(make)
     threads = ThreadPoolExecutor(MAX_OPEN_SHARDS, thread_name_prefix="bucket")
     try:
@@ -164,20 +169,27 @@ def _recording(backends: Backends, copy: WorkingCopy, threads: ThreadPoolExecuto
     return replace(backends, open_commit=open_commit, at_hand=copy.at_hand)
 
 
-def _refuse_unsupported(job: Job, dataset: Dataset) -> None:
-    """Check that a job can be run on a working copy.
+def _suffixes_of(dataset: Dataset) -> Sequence[str]:
+    """The suffixes of the files of a shard.
 
     Raises:
-        ConfigurationError: It can't.
+        ConfigurationError: Its images are files of their own, which would be very many small objects, and as many
+            names in the commit log.
     """
-    if not isinstance(FORMATS[dataset.output_format], ShardFormat):
+    output_format = FORMATS[dataset.output_format]
+    if isinstance(output_format, ShardFormat):
+        return output_format.suffixes
+    if output_format.name == FilesFormat.name:
         raise ConfigurationError(
-            f"the images of {dataset.name} become files, which datafetch does not put into a bucket; give a folder"
+            "--format files makes a file of each image, which datafetch does not put into a bucket; choose --format "
+            "webdataset or parquet, or give a folder"
         )
-    if dataset.output_format != PickleFormat.name:
-        raise ConfigurationError(
-            f"datafetch does not put shards of the format {dataset.output_format} into a bucket; give a folder"
-        )
+    raise ConfigurationError(
+        f"the images of {dataset.name} become files, which datafetch does not put into a bucket; give a folder"
+    )
+
+
+def _refuse_reuse(job: Job) -> None:
     if job.reuse:
         raise ConfigurationError(
             f"the images of {job.out}, which is in a bucket, can't be reused; leave out --reuse, or start over with "

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
+from datafetch.model.at_hand import AtHand, is_at_hand
 from datafetch.model.ledger_line import ShardCounts
 from datafetch.model.outcome import FailureKind
 from datafetch.model.sample import Shard
@@ -72,7 +74,9 @@ def restore_missing_files(layout: OutputLayout) -> None:
         )
 
 
-def recover_published(layout: OutputLayout, shard: Shard, image_root: Path | None = None) -> ShardCounts | None:
+def recover_published(
+    layout: OutputLayout, shard: Shard, image_root: Path | None = None, at_hand: AtHand = is_at_hand
+) -> ShardCounts | None:
     """The counts of a shard that an earlier run has published; None if there is none, or it has to be made again.
 
     If it lacks files, whatever they still hold is salvaged into a spool, and the rest of it is deleted.
@@ -82,6 +86,7 @@ def recover_published(layout: OutputLayout, shard: Shard, image_root: Path | Non
         shard: The shard.
         image_root: The folder of images that were looked for in their places; None if they were fetched. The shard is
             made again if one is there now that was not.
+        at_hand: Has the content of its files on this machine while they are salvaged.
     """
     ledger = layout.ledger(shard.name)
     if shard.source == ledger or not ledger.exists():  # a shard of a retry is read from its ledger, to be made again
@@ -90,13 +95,16 @@ def recover_published(layout: OutputLayout, shard: Shard, image_root: Path | Non
     is_whole = output_format.is_intact(layout, shard.name) and not _have_images_come(ledger, image_root)
     if not is_whole and not layout.reshard_record.exists():
         # The ledger is deleted before the files, so that a crash leaves no shard that looks published.
-        if (salvaged := output_format.salvage(layout, shard.name)) is not None:
-            if image_root is None:
-                _log.warning("%s lacks files of %s: they are fetched again", layout.out, shard.name)
-            else:
-                _log.info("images of %s have come or gone since: they are looked at again", shard.name)
-            layout.delete_spools(shard.name)
-            write_spool(layout.spool(shard.name), salvaged)
+        with ExitStack() as opened:
+            for path in output_format.files_of(layout, shard.name):
+                opened.enter_context(at_hand(path))
+            if (salvaged := output_format.salvage(layout, shard.name)) is not None:
+                if image_root is None:
+                    _log.warning("%s lacks files of %s: they are fetched again", layout.out, shard.name)
+                else:
+                    _log.info("images of %s have come or gone since: they are looked at again", shard.name)
+                layout.delete_spools(shard.name)
+                write_spool(layout.spool(shard.name), salvaged)
         ledger.unlink(missing_ok=True)
         output_format.unpublish(layout, shard.name)
         for retry_folder in layout.retry_spools():

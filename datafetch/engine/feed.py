@@ -37,6 +37,7 @@ from typing import Protocol, TypeVar
 
 from datafetch.engine.completeness import recover_published
 from datafetch.errors import ConservationError
+from datafetch.model.at_hand import AtHand, is_at_hand
 from datafetch.model.ledger_line import ShardCounts
 from datafetch.model.manifest import ShardSource
 from datafetch.model.sample import Sample, Shard
@@ -142,6 +143,7 @@ class Feed:
         open_shards: The shards in progress.
         published: The counts of the shards that are published, by name.
         ended_before: The number of images that ended before this run, by outcome.
+        at_hand: Has the content of a published file on this machine while what a shard has left is read.
     """
 
     def __init__(
@@ -156,6 +158,7 @@ class Feed:
         self.open_shards: set[OpenShard] = set()
         self.published: dict[str, ShardCounts] = {}
         self.ended_before: Counter[str] = Counter()
+        self.at_hand: AtHand = is_at_hand
         self._source = source
         self._layout = layout
         self._limit = limit
@@ -287,7 +290,7 @@ class Feed:
         return samples if self._limit is None else min(samples, self._limit - self._counted_samples)
 
     async def _open_next(self, shard: Shard) -> None:
-        published = await run_in_thread(recover_published, self._layout, shard, self._image_root)
+        published = await run_in_thread(recover_published, self._layout, shard, self._image_root, self.at_hand)
         if published is not None:
             self.published[shard.name] = published
             self.ended_before.update(published.outcomes)

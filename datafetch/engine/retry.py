@@ -74,8 +74,8 @@ async def retry_failed(
                 local, retry_filter, change=own_change, source=source, observers=observers, backends=recording
             )
 
-        scratch = await run_in_thread(_changed_scratch, out, change or _unchanged)
-        return await retry_in_bucket(out, scratch, backends, work)
+        job = await run_in_thread(_recorded_job, out, change or _unchanged)
+        return await retry_in_bucket(out, job, backends, work)
     folder = await asyncio.to_thread(output_of, Path(out))
     job, identity = await asyncio.to_thread(read_job, OutputLayout(folder))
     interrupted = await asyncio.to_thread(read_retry_state, OutputLayout(folder))
@@ -151,15 +151,15 @@ def _prepare_retry(layout: OutputLayout, identity: Identity, list_name: str | No
         )
 
 
-def _changed_scratch(location: str, change: Change) -> str | None:
-    """The folder that a change names for the working copy of an output in a bucket; None if it names none."""
+def _recorded_job(location: str, change: Change) -> Job:
+    """The job of an output in a bucket, changed."""
     from datafetch.store.buckets.view import JOB, read_recorded  # noqa: PLC0415 - local retries start without it
 
     content = read_recorded(location, JOB)
     with TemporaryDirectory() as folder:
         layout = OutputLayout(Path(folder) / "out")
         write_atomically(layout.job, content or b"")
-        return change(read_job(layout)[0]).scratch
+        return change(read_job(layout)[0])
 
 
 def _change_on_copy(job: Job, change: Change) -> Job:

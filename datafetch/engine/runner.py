@@ -30,10 +30,11 @@ from datafetch.engine.permissions import Permitted, find_permitted_since, read_l
 from datafetch.engine.repair import begin_repair, end_repair
 from datafetch.engine.repeated_job import RepeatedJob
 from datafetch.engine.retry import Change, retry_failed
-from datafetch.engine.session import CHILD_PROCESSES, AtHand, Backends, Session, is_at_hand
+from datafetch.engine.session import CHILD_PROCESSES, Backends, Session
 from datafetch.engine.set_aside import delete_earlier
 from datafetch.errors import ConfigurationError
 from datafetch.fetch import Fetcher
+from datafetch.model.at_hand import AtHand, is_at_hand
 from datafetch.model.ledger_line import ShardCounts
 from datafetch.model.location import is_bucket
 from datafetch.model.manifest import Manifest

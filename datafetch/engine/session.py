@@ -19,11 +19,11 @@ import shutil
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
-from contextlib import AbstractAsyncContextManager, AbstractContextManager, asynccontextmanager, nullcontext
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Protocol, TypeAlias
+from typing import Protocol
 
 from datafetch.engine.archives import NO_ARCHIVES, Archives
 from datafetch.engine.feed import Feed
@@ -40,6 +40,7 @@ from datafetch.engine.workers.budgets import count_workers, log_workers
 from datafetch.errors import ConservationError
 from datafetch.fetch import BodyBudget, Fetcher
 from datafetch.fetch.receive_rate import ReceiveRate
+from datafetch.model.at_hand import AtHand, is_at_hand
 from datafetch.model.image_interfaces import ImageTranscoder
 from datafetch.model.kinds import Loader
 from datafetch.model.ledger_line import ShardCounts
@@ -65,15 +66,6 @@ from datafetch.transcode import ImageSpec, Transcoder
 
 def _open_transcoder(job: Job, spec: ImageSpec, quarantine: Path) -> AbstractAsyncContextManager[ImageTranscoder]:
     return Transcoder(spec, processes=job.processes, quarantine=quarantine)
-
-
-AtHand: TypeAlias = Callable[[Path], AbstractContextManager[None]]
-"""Has the content of a file of published rows on this machine while they are read."""
-
-
-def is_at_hand(_: Path) -> AbstractContextManager[None]:
-    """For files that are on this machine."""
-    return nullcontext()
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,7 +151,7 @@ class Session:
             DatafetchError: What stopped the work.
         """
         access = await run_in_thread(ImageAccess.find, self._job, self.output, spec, archives, identity)
-        self._at_hand = backends.at_hand
+        self._at_hand = feed.at_hand = backends.at_hand
         is_alone = backends.open_transcoder is not CHILD_PROCESSES.open_transcoder
         workers = 1 if is_alone else count_workers(self._job)
         log_workers(self._job)

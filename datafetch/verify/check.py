@@ -18,6 +18,7 @@ from typing import TypeAlias
 
 from datafetch.datasets import DATASETS, dataset_of_output
 from datafetch.errors import ConfigurationError, raise_if_exhausted
+from datafetch.model.at_hand import AtHand, is_at_hand
 from datafetch.model.dataset import Dataset
 from datafetch.model.fields import check_types, invalid, require_in_range
 from datafetch.model.kinds import Loader
@@ -42,7 +43,7 @@ from datafetch.verify.intended_ranks import IntendedRanks, WantedRanks, read_sou
 from datafetch.verify.record_list import RecordList
 from datafetch.verify.recorded_files import RecordedFiles
 from datafetch.verify.sample_shards import FORMATS_OF_SAMPLES, SampleShards, format_of_samples
-from datafetch.verify.shards import AtHand, ShardFolder, is_at_hand
+from datafetch.verify.shards import ShardFolder
 from datafetch.verify.verdict import EpochUsage, Verdict
 
 # The trainer's ``Image.open`` refuses images above twice Pillow's limit. Shards hold JPEGs; files may have any format,
@@ -295,9 +296,9 @@ def _open_folder(check: Check, out: Path, at_hand: AtHand) -> Subject:
     if check.image_root is not None:
         raise invalid(check, "{image_root} is only for a JSON file; shards contain their images")
     loader = check.loader or (None if dataset is None else dataset.loader)
-    sample_format = format_of_samples(out) if loader is None else None
+    sample_format = format_of_samples(out, at_hand) if loader is None else None
     if sample_format is not None:
-        return SampleShards(out, sample_format)
+        return SampleShards(out, sample_format, at_hand)
     if loader is not Loader.TORCH:
         return ShardFolder(out, loader, at_hand)
     if any(out.glob(f"*{ROWS_SUFFIX}")):

@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from datafetch.errors import ConfigurationError, raise_if_exhausted
+from datafetch.model.at_hand import AtHand, is_at_hand
 from datafetch.model.checksum import crc32
 from datafetch.model.dataset import Dataset
 from datafetch.model.kinds import Loader
@@ -26,7 +27,7 @@ from datafetch.store.shard_summary import read_shard_counts
 from datafetch.verify.findings import Examination, Location, Problem
 from datafetch.verify.intended_ranks import read_sound_job
 from datafetch.verify.sample_shards import FORMATS_OF_SAMPLES, format_of_samples
-from datafetch.verify.shards import AtHand, ShardFolder, is_at_hand
+from datafetch.verify.shards import ShardFolder
 
 _STEP_BYTES = 64 << 20  # what is read between two reports of progress, or before Ctrl-C has an effect
 _STEP_FILES = 256
@@ -60,7 +61,7 @@ class RecordedFiles:
         self._at_hand = at_hand
         own_format = layout.output_format if dataset is None else dataset.output_format
         has_samples = dataset is None or dataset.loader is None
-        sample_format = format_of_samples(layout.out) if has_samples else None
+        sample_format = format_of_samples(layout.out, at_hand) if has_samples else None
         self._layout = replace(layout, output_format=sample_format or own_format)
         self._list_name = None if dataset is None else dataset.list_name
         self._record: ReshardRecord | None = read_reshard_record(layout)

@@ -13,7 +13,8 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import BinaryIO
@@ -25,6 +26,7 @@ import pyarrow.parquet as pq
 from datafetch.datasets.readers import BadRow, ParquetFile
 from datafetch.datasets.readers.limits import max_parsed_bytes
 from datafetch.errors import ConfigurationError, ManifestError, raise_if_exhausted
+from datafetch.model.at_hand import AtHand, is_at_hand
 from datafetch.model.regular_file import open_regular, require_regular
 from datafetch.output.formats import FORMATS, FilesFormat, ParquetFormat, ShardFormat, WebDatasetFormat
 from datafetch.output.formats.parquet_rows import PARQUET_SUFFIX
@@ -46,38 +48,40 @@ _COUNTS = ("count", "successes", "failed_to_download", "failed_to_resize")
 _MAX_MEMBERS = 100_000  # of a sample
 
 
-def format_of_samples(folder: Path) -> str | None:
-    """Which format for lists the shards of a folder have, by what is there; None if it is none of them."""
+def format_of_samples(folder: Path, at_hand: AtHand = is_at_hand) -> str | None:
+    """Which format for lists the shards of a folder have, by what is there; None if it is none of them.
+
+    Args:
+        folder: The folder.
+        at_hand: Has the content of a file of rows on this machine while it is read.
+    """
     try:
         with os.scandir(folder) as entries:
             names = sorted(entry.name for entry in entries)
     except OSError as error:
         raise_if_exhausted(error)
         return None
-    parquets = [name for name in names if name.endswith(PARQUET_SUFFIX)]
     if any(name.endswith(TAR_SUFFIX) for name in names):
         return WebDatasetFormat.name
-    if any(_has_images(folder / name) for name in parquets[:1]):
+    columns = next((_columns(folder / name, at_hand) for name in names if name.endswith(PARQUET_SUFFIX)), ())
+    if IMAGE in columns and STATUS in columns:
         return ParquetFormat.name
     shards = {name.removesuffix(suffix) for name in names for suffix in _OF_SHARD if name.endswith(suffix)}
     has_index = OutputLayout(folder.absolute()).image_index_folder.is_dir()
     if shards and (has_index or any((folder / shard).is_dir() for shard in shards)):
         return FilesFormat.name
-    has_rows = any(_has_column(folder / name, STATUS) for name in parquets[:1])
-    return WebDatasetFormat.name if has_rows else None
+    return WebDatasetFormat.name if STATUS in columns else None
 
 
-def _has_images(path: Path) -> bool:
-    return _has_column(path, IMAGE) and _has_column(path, STATUS)
-
-
-def _has_column(path: Path, name: str) -> bool:
+def _columns(path: Path, at_hand: AtHand) -> Collection[str]:
+    """The columns of a parquet; none if it can't be read."""
     try:
         require_regular(path)
-        return name in pq.read_schema(path).names
+        with at_hand(path):
+            return frozenset(pq.read_schema(path).names)
     except (OSError, pa.ArrowException) as error:
         raise_if_exhausted(error)
-        return False
+        return ()
 
 
 class SampleShards:
@@ -86,6 +90,7 @@ class SampleShards:
     Args:
         folder: The folder.
         output_format: The name of their format.
+        at_hand: Has the content of a file of rows on this machine while it is read.
 
     Attributes:
         shards: How many there are.
@@ -93,8 +98,9 @@ class SampleShards:
 
     loader = None
 
-    def __init__(self, folder: Path, output_format: str) -> None:
+    def __init__(self, folder: Path, output_format: str, at_hand: AtHand = is_at_hand) -> None:
         self.output_format = output_format
+        self._at_hand = at_hand
         self._folder = folder
         real_folder = os.path.realpath(folder)
         paths = sorted(folder.iterdir(), key=lambda path: path.name)
@@ -136,7 +142,10 @@ class SampleShards:
             missing = [suffix for suffix in self._suffixes if shard + suffix not in self._names]
             for suffix in missing:
                 yield problem(Location(shard + suffix), "is missing")
-            yield from self._examine_shard(_Shard(self._folder, shard), set(missing))
+            with ExitStack() as opened:
+                for suffix in (one for one in self._suffixes if one not in missing):
+                    opened.enter_context(self._at_hand(self._folder / f"{shard}{suffix}"))
+                yield from self._examine_shard(_Shard(self._folder, shard), set(missing))
 
     def _examine_shard(self, shard: _Shard, missing: set[str]) -> Iterator[Examination]:
         rows = iter(()) if PARQUET_SUFFIX in missing else shard.rows()

@@ -6,25 +6,16 @@ Rules: of shards written by datafetch, one row at a time is in memory. Nothing i
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TypeAlias
 
 from datafetch.errors import ConfigurationError, ManifestError, raise_if_exhausted
+from datafetch.model.at_hand import AtHand, is_at_hand
 from datafetch.model.kinds import Loader
 from datafetch.output.formats import COUNT_SUFFIX, ROWS_SUFFIX, decode_row, read_count, read_frames
 from datafetch.store.atomic import LINK_ADVICE, leads_out
 from datafetch.verify.findings import Examination, ImageToDecode, Location, Problem
 from datafetch.verify.rows import EXAMINERS, detect_loader, row_key
-
-AtHand: TypeAlias = Callable[[Path], AbstractContextManager[None]]
-"""Has the content of a file on this machine while it is read."""
-
-
-def is_at_hand(_: Path) -> AbstractContextManager[None]:
-    """Read files where they are."""
-    return nullcontext()
 
 
 class ShardFolder:

@@ -25,7 +25,7 @@ from typing import Protocol
 
 from datafetch.engine.cluster.messages import NodeOutput, OutputInFolder
 from datafetch.engine.ownership import locked_shards
-from datafetch.engine.session import AtHand, is_at_hand
+from datafetch.model.at_hand import AtHand, is_at_hand
 from datafetch.model.observers import Observer
 from datafetch.model.statistics import Statistics
 from datafetch.model.wording import counted

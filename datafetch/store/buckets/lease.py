@@ -264,7 +264,7 @@ def prove_conditions(bucket: Bucket, key: str) -> None:
     if not is_refused:
         raise ConfigurationError(
             f"the store of s3://{bucket.name} does not carry out conditional puts (If-None-Match and If-Match), "
-            "without which two runs could spoil an output; choose another store, or a local folder for --root"
+            "without which two runs could spoil an output; choose another store, or a local folder"
         )
 
 

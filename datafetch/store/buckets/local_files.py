@@ -35,6 +35,8 @@ from datafetch.store.layout import OutputLayout
 _OUT, _STATE = "out", "state"
 _JOURNAL, _IN_USE = "files.jsonl", "in-use"
 _THREADS = 16
+_ROWS_SUFFIXES = (".pkl", ".tar")
+_TABLE_SUFFIX = ".parquet"  # in the state folder, ledgers have it
 _KEPT = frozenset({"lock", "shards.lock", "spool", "scans", "quarantine", "resharding"})
 """What a run resumes with and is nobody's but this machine's, in the state folder."""
 _UNMIRRORED = _KEPT | {
@@ -300,6 +302,11 @@ class LocalFiles:
                 self.filled_bytes += _filled_bytes_of((name, copy))
             assert self._journal is not None, "it is open"
             self._journal.write(_line(name, copy))
+
+
+def holds_rows(name: str) -> bool:
+    """Whether a file has rows of the output, so that it may be hollow while nobody reads them."""
+    return name.endswith(_ROWS_SUFFIXES) or (name.startswith(f"{_OUT}/") and name.endswith(_TABLE_SUFFIX))
 
 
 class MissingObjectError(ConfigurationError):

@@ -8,7 +8,8 @@ a node that was given up can do no harm: what it leaves is deleted like all that
 
 Of the trainer's files that have their final keys from the beginning, a node puts one only where there is none. If
 another node has put it, with the same bytes, that is the file; with others, this one is uploaded as if it were not
-final, and the run replaces the other one at the end (``WorkingCopy.complete``).
+final, and so are those of its shard that would come after it. The run replaces the other ones at the end
+(``WorkingCopy.complete``). So the last file of a shard is never there with others than those of its own commit.
 
 What spools have gained is uploaded all the time (``spool_segments``), and a node that is handed a shard first brings
 what others have fetched of it. All local files are deleted when the node ends, or by the next one that starts on this
@@ -20,6 +21,7 @@ from __future__ import annotations
 import fcntl
 import shutil
 import threading
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from itertools import count
 from pathlib import Path
@@ -90,8 +92,12 @@ class NodeCopy:
         Raises:
             ResourceError: The store can't be reached.
         """
-        names = [name for name, path in self._paths_of(shard).items() if path.exists()]
-        return dict(zip(names, self._threads.map(self._upload, names, [shard] * len(names)), strict=True))
+        paths = {name: path for name, path in self._paths_of(shard).items() if path.exists()}
+        rows = [name for name in paths if name.startswith("out/")]
+        others = {name: self._threads.submit(self._upload, name, paths[name]) for name in paths if name not in rows}
+        finals = {} if self._stored.is_staged else self._put_finals({name: paths[name] for name in rows})
+        others |= {name: self._threads.submit(self._upload, name, paths[name]) for name in rows if name not in finals}
+        return finals | {name: upload.result() for name, upload in others.items()}
 
     def forget(self, shard: str, job_hash: str) -> None:
         """Delete what is needed no more of a shard that was recorded: its files here, and the segments of its spools.
@@ -152,13 +158,20 @@ class NodeCopy:
             **{f"state/{path.relative_to(layout.state_folder).as_posix()}": path for path in state},
         }
 
-    def _upload(self, name: str, shard: str) -> LoggedFile:
-        path = self._paths_of(shard)[name]
+    def _put_finals(self, paths: Mapping[str, Path]) -> dict[str, LoggedFile]:
+        """Put the files of a shard under their final keys, in order, up to the first in whose place is another one."""
+        put = {}
+        for name, path in paths.items():
+            key, checksum = self._place.final_key(name), crc32_of(path)
+            etag = self._put_final(path, key, checksum)
+            if etag is None:
+                break
+            put[name] = LoggedFile(key, path.stat().st_size, checksum, etag)
+        return put
+
+    def _upload(self, name: str, path: Path) -> LoggedFile:
+        """Upload a file under a key that nobody else writes to."""
         size, checksum = path.stat().st_size, crc32_of(path)
-        if name.startswith("out/") and not self._stored.is_staged:
-            final = self._put_final(path, self._place.final_key(name), checksum)
-            if final is not None:
-                return LoggedFile(self._place.final_key(name), size, checksum, final)
         with self._counting:
             key = self._place.own_key(name, f"{self._node}-{next(self._uploads)}")
         etag = self._bucket.upload(path, key, checksum)

@@ -23,7 +23,7 @@ class StoredOutput:
         location: Its place in the bucket.
         job: What holds the job.
         token: The fencing token of the lease.
-        suffixes: The suffixes of a shard's files, that of its rows first.
+        suffixes: The suffixes of a shard's files, in the order in which they are published.
         is_staged: Whether the manifest's shards are no final files, because they are to be resharded.
         scratch: The folder for shards in progress on a node; None is the user's cache folder.
     """

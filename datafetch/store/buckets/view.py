@@ -28,14 +28,14 @@ from datafetch.model.untrusted import short_repr
 from datafetch.store.buckets.bucket import Bucket
 from datafetch.store.buckets.commit_log import CommitLog, LoggedFile
 from datafetch.store.buckets.lease import read_lease
-from datafetch.store.buckets.local_files import LocalFiles, MissingObjectError
+from datafetch.store.buckets.local_files import LocalFiles, MissingObjectError, holds_rows
 from datafetch.store.buckets.place import Place
 from datafetch.store.layout import OutputLayout
 
 JOB, RETRY = "state/job.json", "state/retry.json"
 _SMALL_BYTES = 64 << 10
 _LOOKS = 3
-_ROW_SUFFIXES = (".pkl", ".spool")
+_SPOOL_SUFFIX = ".spool"
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,4 +217,4 @@ class View:
 
 
 def _is_needed(name: str, file: LoggedFile) -> bool:
-    return file.size_bytes <= _SMALL_BYTES or not name.endswith(_ROW_SUFFIXES)
+    return file.size_bytes <= _SMALL_BYTES or not (holds_rows(name) or name.endswith(_SPOOL_SUFFIX))

@@ -23,6 +23,11 @@ objects of the state folder, too, so that all rows are in the bucket at each mom
 until all of them are in their places. Each is put on condition that what is there is still what was listed, so a
 process that has lost its lease replaces nothing that the next one has written. Keys are recorded as ``finals`` before
 anything is put there, so datafetch deletes nothing that it has not recorded.
+
+A shard that has several files is one for readers of the bucket as long as its last file is there, the count of its rows
+or its statistics. So its files are put one after another in the order of the format's suffixes. Where a shard is
+replaced, its last file is deleted first; and where one of its final files is there already, none of the new ones gets
+its final key before the end. So no reader that looks for the last file finds files of two commits.
 """
 
 from __future__ import annotations
@@ -44,7 +49,7 @@ from datafetch.model.activities import Activity, ActivityUnit
 from datafetch.store.buckets.bucket import IF_NEW, Bucket, Condition, StoppedError
 from datafetch.store.buckets.commit_log import CommitLog, LogEntry, LoggedFile, keys_of
 from datafetch.store.buckets.lease import LEASE_S, Lease, Observed
-from datafetch.store.buckets.local_files import LocalFiles
+from datafetch.store.buckets.local_files import LocalFiles, holds_rows
 from datafetch.store.buckets.place import Place
 from datafetch.store.buckets.spool_segments import SpoolSegments
 from datafetch.store.buckets.stored_output import StoredOutput, node_name
@@ -78,7 +83,7 @@ class WorkingCopy:
     Args:
         place: The output.
         scratch: The folder for working copies; None is the user's cache folder.
-        suffixes: The suffixes of a shard's files, that of its rows first.
+        suffixes: The suffixes of a shard's files, in the order in which they are published.
         is_staged: Whether the manifest's shards are no final files, because they are to be resharded.
         purpose: What it is for.
         lease_s: How long the lease holds without being renewed.
@@ -153,9 +158,7 @@ class WorkingCopy:
         """
         deleted = self._gone_finals()
         self._upload_all(without=self._out_names())
-        self._bucket.delete(deleted)
-        for key in deleted:
-            self._final_etags.pop(key, None)
+        self._delete_finals(deleted)
         if not self._is_staged:
             with suppress(FileNotFoundError, ValueError, KeyError, TypeError):
                 shards = orjson.loads(self.layout.job.read_bytes())["shards"]
@@ -196,14 +199,14 @@ class WorkingCopy:
             ResourceError: The store can't be reached, or another run has taken over.
         """
         out_names = self._out_names_of(shard)
-        uploaded = self._upload_changed(out_names) | self._upload_changed(self._state_names_of(shard))
+        uploaded = self._upload_rows(out_names) | self._upload_changed(self._state_names_of(shard))
         gone = [name for name in (*out_names, *self._state_names_of(shard)) if self._is_gone(name)]
         with self._lock:
             uploaded |= self._upload_changed(self._files.top_names())
             gone += [name for name in self._top_names if self._is_gone(name)]
             self._record(uploaded, gone)
         for name in out_names:
-            if name.endswith(self._suffixes[0]) and not self._keeps_rows():
+            if not self._keeps_rows():
                 self._hollow(name)
 
     def record(self, shards: Mapping[str, Mapping[str, LoggedFile]]) -> None:
@@ -274,15 +277,14 @@ class WorkingCopy:
             self._announce([finals[name] for name in moved])
         put = self._put_finals(moved)
         strays = sorted((self._log.contents.finals - set(finals.values())) & self._final_etags.keys())
-        self._bucket.delete(strays)
+        self._delete_finals(strays)
         with self._lock:
             names = [name for name in self._files.names() if not name.startswith("out/")]
             uploaded = self._upload_changed(names)
             gone = [name for name in self._log.contents.files if self._is_gone(name)]
             self._record(uploaded | put, gone, no_finals=True)
         for name in out_names:
-            if name.endswith(self._suffixes[0]):
-                self._hollow(name)
+            self._hollow(name)
         if self._is_steering:
             self._abort_uploads()
             self._delete_unrecorded(self._lease.token + 1)
@@ -341,7 +343,7 @@ class WorkingCopy:
 
     def _is_needed(self, name: str, file: LoggedFile) -> bool:
         """Whether a file's content is needed from the beginning: everything but rows."""
-        return file.size_bytes <= _SMALL_BYTES or not name.endswith(self._suffixes[0])
+        return file.size_bytes <= _SMALL_BYTES or not holds_rows(name)
 
     def _list_finals(self) -> dict[str, str]:
         """The trainer's files in the bucket, by key.
@@ -446,17 +448,23 @@ class WorkingCopy:
                 gone.append(_REPORT)  # as long as that of a retry is there, the output is not complete
             self._record(uploaded, gone, finals=announced)
 
+    def _upload_rows(self, names: Sequence[str]) -> dict[str, LoggedFile]:
+        """Upload the files of a shard that have changed: under their final keys, unless there are files of it."""
+        if self._is_staged or any(self._final_key(name) in self._final_etags for name in names):
+            return self._upload_changed(names)
+        return {name: self._put_final(name) for name in self._changed(names)}
+
     def _upload_changed(self, names: Iterable[str]) -> dict[str, LoggedFile]:
-        """Upload those files that exist and have changed since they were recorded."""
-        changed = [name for name in names if not self._is_same(name) and self._files.path_of(name).is_file()]
+        """Upload those files that exist and have changed since they were recorded, under keys of their own."""
+        changed = self._changed(names)
         uploaded = self._threads.map(self._upload, changed)
         return {name: file for name, file in zip(changed, uploaded, strict=True) if file is not None}
 
+    def _changed(self, names: Iterable[str]) -> list[str]:
+        return [name for name in names if not self._is_same(name) and self._files.path_of(name).is_file()]
+
     def _upload(self, name: str) -> LoggedFile | None:
-        """Upload a file; None if it is gone."""
-        final = self._final_key(name) if name.startswith("out/") else ""
-        if final and not self._is_staged and final not in self._final_etags:
-            return self._put_final(name)
+        """Upload a file under a key of its own; None if it is gone."""
         path = self._files.path_of(name)
         try:
             before = path.stat()
@@ -473,14 +481,50 @@ class WorkingCopy:
         return file
 
     def _put_finals(self, names: Sequence[str]) -> dict[str, LoggedFile]:
-        sizes = [self._files.path_of(name).stat().st_size for name in names]
-        activity = Activity("uploading the trainer's files", sum(sizes), ActivityUnit.BYTE)
-        put = {}
-        with activity:
-            for name, size, file in zip(names, sizes, self._threads.map(self._put_final, names), strict=True):
-                put[name] = file
-                activity.advance(size)
+        """Put the files of shards under their final keys, some shards at a time."""
+        size_bytes = sum(self._files.path_of(name).stat().st_size for name in names)
+        put: dict[str, LoggedFile] = {}
+        with Activity("uploading the trainer's files", size_bytes, ActivityUnit.BYTE) as activity:
+            for files in self._threads.map(self._replace_shard, self._by_shard(names)):
+                put |= files
+                activity.advance(sum(file.size_bytes for file in files.values()))
         return put
+
+    def _by_shard(self, names: Iterable[str]) -> list[list[str]]:
+        """The files of each shard, in the order in which they are published."""
+        suffixes = {name: next(filter(name.endswith, self._suffixes), "") for name in names}
+        shards: dict[str, list[str]] = {}
+        for name in sorted(suffixes, key=lambda one: (*self._suffixes, "").index(suffixes[one])):
+            shards.setdefault(name.removesuffix(suffixes[name]), []).append(name)
+        return list(shards.values())
+
+    def _replace_shard(self, names: Sequence[str]) -> dict[str, LoggedFile]:
+        """Put the files of a shard under their final keys; until all are there, its last one is not."""
+        *others, last = names
+        is_shown = last.endswith(self._suffixes[-1]) and self._final_key(last) in self._final_etags
+        if is_shown and not all(map(self._is_in_place, others)):
+            self._lease.check()
+            self._delete_finals([self._final_key(last)])
+        return {name: self._put_final(name) for name in names}
+
+    def _is_in_place(self, name: str) -> bool:
+        """Whether a file with these bytes is under the final key."""
+        key = self._final_key(name)
+        return key in self._final_etags and self._same_final(key, *self._size_and_checksum(name)) is not None
+
+    def _size_and_checksum(self, name: str) -> tuple[int, int]:
+        file = self._log.contents.files.get(name)
+        if file is not None and self._files.is_hollow(name):
+            return file.size_bytes, file.crc32
+        return self._files.path_of(name).stat().st_size, self._files.checksum(name)
+
+    def _delete_finals(self, keys: Sequence[str]) -> None:
+        """Delete trainer's files, the last ones of shards first."""
+        last = [key for key in keys if key.endswith(self._suffixes[-1])]
+        self._bucket.delete(last)
+        self._bucket.delete([key for key in keys if not key.endswith(self._suffixes[-1])])
+        for key in keys:
+            self._final_etags.pop(key, None)
 
     def _put_final(self, name: str) -> LoggedFile:
         """Put a trainer's file under its final key, unless it is there.
@@ -572,7 +616,7 @@ class WorkingCopy:
         self._top_names.difference_update(gone)
         self._top_names.update(filter(_is_top, files))
         replaced = before - keys_of(files)
-        self._bucket.delete(sorted(key for key in replaced if no_finals or not key.startswith(self._place.out_prefix)))
+        self._delete_finals(sorted(key for key in replaced if no_finals or not key.startswith(self._place.out_prefix)))
 
     def _keeps_rows(self) -> bool:
         """Whether rows stay on the local disk once they are in the bucket."""
@@ -582,6 +626,7 @@ class WorkingCopy:
         file = self._log.contents.files.get(name)
         if (
             file is not None
+            and holds_rows(name)
             and file.size_bytes > _SMALL_BYTES
             and self._is_same(name)
             and not self._files.is_hollow(name)

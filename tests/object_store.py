@@ -22,6 +22,9 @@ import pytest
 
 BUCKET = "images"
 _PATIENCE_S = 60.0
+_UNCHECKED_SIGNATURE = (
+    "AWS4-HMAC-SHA256 Credential=A/20260101/us-east-1/s3/aws4_request, SignedHeaders=host, Signature=0"
+)
 _SERVE = """
 import sys
 import threading
@@ -72,6 +75,18 @@ class ObjectStore:
     def url(self) -> str:
         """Its URL."""
         return f"http://127.0.0.1:{self.port}"
+
+    def read(self, key: str) -> bytes | None:
+        """Return an object of the bucket, read past any proxy; None if there is none."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=_PATIENCE_S)
+        try:
+            connection.request("GET", f"/{BUCKET}/{key}", headers={"Authorization": _UNCHECKED_SIGNATURE})
+            response = connection.getresponse()
+            content = response.read()
+        finally:
+            connection.close()
+        assert response.status in {200, 404}, content
+        return content if response.status == 200 else None
 
 
 def login(url: str) -> dict[str, str]:

@@ -296,6 +296,40 @@ def test_a_missing_or_changed_object_is_reported(job: Job) -> None:
 
 
 @pytest.mark.usefixtures("proxy")
+def test_objects_of_others_become_no_files_elsewhere(
+    job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whoever can write to the bucket can't make files outside of the view, fill the disk with them, or stop it."""
+    monkeypatch.setattr(view, "_MAX_OTHERS", 3)
+    run(job)
+    place = Place.of(job.out)
+    before = set(tmp_path.rglob("*"))
+    names = [
+        f"/{tmp_path}/absolute",
+        "/relative",
+        "../outside",
+        "./here",
+        "a" * 241,
+        "part-00000.pkl/below",
+        *("stray", "stray/below", *(f"stray-{number}" for number in range(5))),
+    ]
+    with Bucket(BUCKET) as bucket:
+        for name in names:
+            bucket._client.put_object(Bucket=BUCKET, Key=place.out_prefix + name, Body=b"")
+        listed = {one.key.removeprefix(place.out_prefix) for one in bucket.list(place.out_prefix)}
+    assert listed > set(names)
+    assert read_status(job.out).state == "complete"
+    made = {path for path in set(tmp_path.rglob("*")) - before if path.is_file()}
+    out = place.view_folder() / place.name
+    assert {path.relative_to(out).as_posix() for path in made if path.is_relative_to(out)} == {
+        *("stray", "stray-0", "stray-1"),
+        *(name for name in listed if name not in names),
+    }
+    assert all(path.is_relative_to(place.view_folder()) for path in made)
+    assert f"10 other objects below {job.out} are not shown" in caplog.text
+
+
+@pytest.mark.usefixtures("proxy")
 def test_lost_shards_are_made_again(job: Job, source: CoyoSource, own_origin: Origin) -> None:
     """Those that are missing in the bucket, or have other bytes; only their images are requested."""
     run(job)

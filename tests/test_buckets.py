@@ -393,8 +393,9 @@ def test_an_object_with_other_bytes_is_not_taken(bucket: Bucket, prefix: str, tm
     local.open()
     with pytest.raises(ResourceError, match="is not what was written to it"):
         local.bring({"state/a.json": LoggedFile(f"{prefix}a.json", 2, 1, "")}, lambda *_: True)
-    with pytest.raises(ConfigurationError, match="which no output has"):
-        local.bring({"state/../../a.json": LoggedFile(f"{prefix}a.json", 2, 1, "")}, lambda *_: True)
+    for name in ("state/../../a", "out/", "out//tmp/a", "state/./a", "a", "out/a\0b", f"out/{'a' * 241}", "out/\ud800"):
+        with pytest.raises(ConfigurationError, match="which no output has"):
+            local.bring({name: LoggedFile(f"{prefix}a.json", 2, 1, "")}, lambda *_: True)
     local.close()
 
 

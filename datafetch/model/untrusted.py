@@ -7,6 +7,8 @@ import re
 PLAIN_NAME = r"\A(?!\.{0,2}\Z)[^/\0]+\Z"
 """A regular expression for the name of a file that leads nowhere else."""
 _PLAIN_NAME = re.compile(PLAIN_NAME)
+_MAX_PART_BYTES = 240  # file systems take 255, and while a file is written its name is longer
+_MAX_PATH_BYTES = 1024  # as of a key in an object store; systems take 4,096 with the folder it is in
 _LAST_OF_PLANE_0 = 0xFFFF
 _MAX_REPR_CHARS = 100
 MAX_LINE_CHARS = 2000
@@ -17,6 +19,17 @@ _END_CHARS = 500  # kept from the end of a longer message, where it says what to
 def is_plain_name(name: object) -> bool:
     """Whether this is a file name that does not lead to another folder."""
     return isinstance(name, str) and _PLAIN_NAME.search(name) is not None
+
+
+def is_plain_path(path: str) -> bool:
+    """Whether this is a path to a file below a folder, and nowhere else, of a length that a file system takes.
+
+    Args:
+        path: The path, relative to the folder, with slashes.
+    """
+    if not is_utf8(path) or len(path.encode()) > _MAX_PATH_BYTES:
+        return False
+    return all(is_plain_name(part) and len(part.encode()) <= _MAX_PART_BYTES for part in path.split("/"))
 
 
 def is_utf8(name: str) -> bool:

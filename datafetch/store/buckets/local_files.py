@@ -19,7 +19,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import IO
 
 import msgspec
@@ -27,6 +27,7 @@ import msgspec
 from datafetch.errors import ConfigurationError, ResourceError
 from datafetch.model.activities import Activity, ActivityUnit
 from datafetch.model.checksum import crc32_of
+from datafetch.model.untrusted import is_plain_path, short_repr
 from datafetch.store.atomic import sync
 from datafetch.store.buckets.bucket import Bucket
 from datafetch.store.buckets.commit_log import LoggedFile
@@ -136,11 +137,10 @@ class LocalFiles:
     def path_of(self, name: str) -> Path:
         """The path of a file."""
         kind, _, rest = name.partition("/")
-        path = PurePosixPath(rest)
-        if not rest or path.is_absolute() or ".." in path.parts or kind not in {_OUT, _STATE}:
+        if kind not in {_OUT, _STATE} or not is_plain_path(rest):
             raise ConfigurationError(
-                f"the log names a file {name!r}, which no output has; delete the output and its state folder to start "
-                "over"
+                f"the log names a file {short_repr(name)}, which no output has; delete the output and its state folder "
+                "to start over"
             )
         return (self.layout.out if kind == _OUT else self.layout.state_folder) / rest
 

@@ -38,6 +38,7 @@ import msgspec
 
 from datafetch.errors import DatafetchError
 from datafetch.model.checksum import crc32_of
+from datafetch.model.untrusted import is_plain_path
 from datafetch.store.buckets.bucket import Bucket, StoppedError
 from datafetch.store.spool_writer import SpoolPart, merge_spools
 
@@ -219,7 +220,7 @@ class SpoolSegments:
         dropped: list[tuple[str, str, str]] = []
         for one in self._bucket.list(f"{self._prefix}{prefix}"):
             match one.key.removeprefix(self._prefix).split("/"):
-                case [job, file, writer, segment] if ".." not in {job, file}:
+                case [job, file, writer, segment] if all(map(is_plain_path, (job, file, writer))):
                     name = f"{job}/{file}"
                 case _:
                     continue

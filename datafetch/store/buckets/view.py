@@ -6,11 +6,13 @@ downloaded while it is read (``at_hand``). Who holds the lease, and the last hea
 run would have written. So what looks at a local output looks at this one, too.
 
 Rules: nothing in the bucket is locked or written. What the trainer would find there is what is shown: the trainer's
-files as the bucket lists them, be they others than the log says.
+files as the bucket lists them, be they others than the log says. Anybody may have put these, so none becomes a file
+whose name leads out of the folder, takes the place of another file, or is one of too many; such are counted.
 """
 
 from __future__ import annotations
 
+import logging
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -24,9 +26,10 @@ import orjson
 
 from datafetch.errors import ConfigurationError
 from datafetch.model.location import is_bucket
-from datafetch.model.untrusted import short_repr
+from datafetch.model.untrusted import is_plain_path, short_repr
+from datafetch.model.wording import counted
 from datafetch.store.buckets.bucket import Bucket
-from datafetch.store.buckets.commit_log import CommitLog, LoggedFile
+from datafetch.store.buckets.commit_log import CommitLog, LoggedFile, keys_of
 from datafetch.store.buckets.lease import read_lease
 from datafetch.store.buckets.local_files import LocalFiles, MissingObjectError, holds_rows
 from datafetch.store.buckets.place import Place
@@ -35,7 +38,10 @@ from datafetch.store.layout import OutputLayout
 JOB, RETRY = "state/job.json", "state/retry.json"
 _SMALL_BYTES = 64 << 10
 _LOOKS = 3
+_MAX_OTHERS = 1000  # a file each, on this machine
 _SPOOL_SUFFIX = ".spool"
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,7 +175,8 @@ class View:
     def _as_listed(self, bucket: Bucket, files: Mapping[str, LoggedFile]) -> dict[str, LoggedFile]:
         """The files, but of the trainer's only those that are there, with the sizes that they have."""
         prefix = self._place.out_prefix
-        listed = {one.key: one for one in bucket.list(prefix)}
+        own = keys_of(files)
+        listed = {one.key: one for one in bucket.list(prefix) if one.key in own}
         seen = {}
         for name, file in files.items():
             found = listed.get(file.key)
@@ -181,13 +188,35 @@ class View:
 
     def _show_others(self, bucket: Bucket) -> None:
         """Show files of others among the trainer's, which would count them; without their content."""
-        own = {file.key for file in self._files.values()}
+        own, shown, hidden = keys_of(self._files), 0, 0
         for one in bucket.list(self._place.out_prefix):
-            name = one.key.removeprefix(self._place.out_prefix)
-            if one.key not in own and name and not name.endswith("/") and ".." not in name.split("/"):
-                path = self.layout.out / name
-                path.parent.mkdir(parents=True, exist_ok=True)
-                path.touch()
+            is_folder = one.key.endswith("/") and not one.size_bytes  # what some tools make of a folder
+            if one.key in own or is_folder:
+                continue
+            if shown < _MAX_OTHERS and self._show_other(one.key.removeprefix(self._place.out_prefix)):
+                shown += 1
+            else:
+                hidden += 1
+        if hidden:
+            _log.warning(
+                "%s below %s %s not shown, since there are too many, or files can't have their names; move away what "
+                "does not belong to the output",
+                counted(hidden, "other object"),
+                self._place,
+                "is" if hidden == 1 else "are",
+            )
+
+    def _show_other(self, name: str) -> bool:
+        """Make an empty file; False if there can be none of this name, or is one."""
+        if not is_plain_path(name):
+            return False
+        path = self.layout.out / name
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch(exist_ok=False)
+        except (FileExistsError, NotADirectoryError):  # keys may have a file and a folder of one name
+            return False
+        return True
 
     def _show_lease(self, bucket: Bucket) -> None:
         layout = self.layout

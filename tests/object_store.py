@@ -123,6 +123,8 @@ class Fault(Enum):
     """It is passed on, and its connection is reset in place of the response."""
     UNCONDITIONAL = auto()
     """It is passed on without its conditions, as by a store that does not know them."""
+    UNDATED = auto()
+    """It is passed on, and its response has no date, as that of a store without a clock."""
 
 
 @dataclass
@@ -218,7 +220,8 @@ class FaultyProxy:
             return
         handler.send_response_only(response.status)
         for name, value in response.getheaders():
-            if name.lower() not in {"connection", "transfer-encoding", "content-length"}:
+            is_left_out = fault is Fault.UNDATED and name.lower() == "date"
+            if not is_left_out and name.lower() not in {"connection", "transfer-encoding", "content-length"}:
                 handler.send_header(name, value)
         length = response.getheader("Content-Length") if handler.command == "HEAD" else str(len(content))
         handler.send_header("Content-Length", length or "0")

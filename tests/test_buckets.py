@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import count
@@ -226,8 +227,8 @@ def _try_to_acquire(lease: Lease) -> None:
         return
 
 
-def _write_lease(bucket: Bucket, key: str, holder: LockHolder, lease_s: float) -> None:
-    state = LeaseState(token=7, nonce="other", lease_s=lease_s, holder=holder)
+def _write_lease(bucket: Bucket, key: str, holder: LockHolder, lease_s: float, *, pid_namespace: str = "") -> None:
+    state = LeaseState(token=7, nonce="other", lease_s=lease_s, holder=holder, pid_namespace=pid_namespace)
     bucket.put(key, msgspec.json.encode(state))
 
 
@@ -240,9 +241,47 @@ def test_an_expired_lease_is_taken(bucket: Bucket, prefix: str) -> None:
     lease.acquire()
     assert lease.token == 8
     lease.release()
-    _write_lease(bucket, f"{prefix}here", replace(here, process_start=1), 1e6)
+    ended, own = replace(here, process_start=1), lease_module._pid_namespace()
+    _write_lease(bucket, f"{prefix}here", ended, 1e6, pid_namespace=own)
     lease = Lease(bucket, f"{prefix}here", "s3://images/out")
     lease.acquire()
+    assert lease.token == 8
+    lease.release()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("pid_namespace", ["", "another pid:[4026531836]"], ids=["unknown", "another"])
+def test_a_machine_of_the_same_name_is_another_one(
+    bucket: Bucket, proxy: FaultyProxy, prefix: str, pid_namespace: str
+) -> None:
+    """As of two containers: that there is no such process here says nothing, and its holder renews the lease."""
+    holder = replace(LockHolder.this_process(is_shared=False), process_start=1)
+    _write_lease(bucket, f"{prefix}lock", holder, 60.0, pid_namespace=pid_namespace)
+    reads = count(1)
+
+    def renew(method: str, _: str) -> Fault:
+        if method == "GET" and next(reads) == 2:
+            _write_lease(bucket, f"{prefix}lock", replace(holder, since_unix_s=1), 60.0, pid_namespace=pid_namespace)
+        return Fault.NONE
+
+    proxy.decide = renew
+    with pytest.raises(ConfigurationError, match="another run is working on s3://images/out"):
+        Lease(bucket, f"{prefix}lock", "s3://images/out").acquire()
+
+
+@pytest.mark.slow
+def test_an_abandoned_lease_of_a_store_without_a_clock_is_taken(
+    bucket: Bucket, proxy: FaultyProxy, prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once it has not changed for its time, or that of any lease if it claims to hold longer; not before."""
+    monkeypatch.setattr(lease_module, "LEASE_S", 1.0)
+    proxy.decide = lambda *_: Fault.UNDATED
+    holder = replace(LockHolder.this_process(is_shared=False), host="elsewhere")
+    _write_lease(bucket, f"{prefix}lock", holder, 1e9)
+    began_s = time.monotonic()
+    lease = Lease(bucket, f"{prefix}lock", "s3://images/out")
+    lease.acquire()
+    assert time.monotonic() - began_s >= 1.0
     assert lease.token == 8
     lease.release()
 

@@ -405,5 +405,5 @@ def _age_s(date: str | None, modified: datetime) -> float:
         return 0.0
     try:
         return (parsedate_to_datetime(date) - modified).total_seconds()
-    except ValueError:
+    except (ValueError, TypeError):  # it is no time, or one without a time zone
         return 0.0

@@ -3,14 +3,17 @@
 Theory of operation. The lease is one object, ``lock``, which is only ever replaced by a put that names the entity tag
 of what it replaces, so of two processes one is refused. Each holder has a *fencing token*, a number that grows from
 holder to holder: an expired or released lease keeps its number until the next holder takes the next one. A holder
-renews the lease in a thread. How old it is, is told by the store's clock alone: a response has the time at which the
-object was written, and the time now. A holder judges its own lease by its own monotonic clock, from the moment before
-the request that renewed it, and a tenth more strictly.
+renews the lease in a thread. How old it is, is told by the store's clock: a response has the time at which the object
+was written, and the time now. Where a store has no such clock, a process that wants the lease waits until it has not
+changed for its time and a tenth, by the process's own monotonic clock. By such a clock a holder judges its own lease,
+too, from the moment before the request that renewed it, and a tenth more strictly.
 
 Rules: a lease only keeps others from trying. What makes it safe is the commit log (``commit_log``): a holder that was
 paused and has lost its lease without knowing can record nothing there, since the next holder's entry has that number.
 
-A holder of this machine whose process has ended has lost its lease at once; one of another machine, when it expires.
+A holder of this machine whose process has ended has lost its lease at once; any other one, when it expires. The name of
+a machine says little about that: containers may share one. So what counts is where the number of the holder's process
+means the same process: in the same PID namespace of the same kernel, since the same boot.
 """
 
 from __future__ import annotations
@@ -21,6 +24,7 @@ import time
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any
 
 import msgspec
@@ -32,8 +36,9 @@ from datafetch.store.buckets.bucket import IF_NEW, Bucket, Condition, StoppedErr
 from datafetch.store.lock_holder import LockHolder
 
 LEASE_S = 60.0
+"""How long a lease holds without being renewed, at most, whatever the object says that holds it."""
 _RENEWALS = 6  # in the time of a lease
-_STRICTNESS = 0.9
+_STRICTNESS, _PATIENCE = 0.9, 1.1  # of a holder and of a process that waits, whose clocks may run differently
 _POLL_S = 2.0
 
 _log = logging.getLogger(__name__)
@@ -62,6 +67,7 @@ class LeaseState(msgspec.Struct, frozen=True):
         renewal: How often it was renewed.
         is_released: Whether the holder has ended.
         observed: What observers are to see of the holder's run.
+        pid_namespace: Where the number of the holder's process means something; empty if that is not known.
     """
 
     token: Count
@@ -71,6 +77,17 @@ class LeaseState(msgspec.Struct, frozen=True):
     renewal: Count = 0
     is_released: bool = False
     observed: Observed = Observed()
+    pid_namespace: Annotated[str, Meta(max_length=256)] = ""
+
+    @property
+    def is_here(self) -> bool:
+        """Whether the holder is surely a process of this machine that could be seen here."""
+        return self.holder.is_here and bool(self.pid_namespace) and self.pid_namespace == _pid_namespace()
+
+    @property
+    def holds_s(self) -> float:
+        """How long it holds without being renewed; not longer than any version of datafetch writes."""
+        return min(self.lease_s, LEASE_S)
 
 
 _states = msgspec.json.Decoder(LeaseState)
@@ -84,9 +101,9 @@ class _Found:
 
     @property
     def is_free(self) -> bool:
-        """Whether somebody else may take it."""
-        is_dead = self.state.holder.is_here and not self.state.holder.exists
-        return self.state.is_released or is_dead or self.age_s > self.state.lease_s
+        """Whether another process may take it."""
+        is_dead = self.state.is_here and not self.state.holder.exists
+        return self.state.is_released or is_dead or self.age_s > self.state.holds_s
 
 
 def read_lease(bucket: Bucket, key: str) -> LeaseState | None:
@@ -177,24 +194,25 @@ class Lease:
         Raises:
             ConfigurationError: Its holder renews it, or is on this machine and exists.
         """
-        first = _read(self._bucket, self._key)
-        found, is_told = first, False
-        while found is not None and not found.is_free:
-            assert first is not None, "found begins with it"
-            if found.state.holder.is_here or found.etag != first.etag:
-                raise self._held(found.state.holder)
-            if not is_told:
-                _log.info(
-                    "%s was locked by %s, %.0f seconds ago; waiting up to %.0f seconds for whether it is still at work",
-                    self._location,
-                    found.state.holder.name,
-                    found.age_s,
-                    found.state.lease_s,
-                )
-                is_told = True
-            if self._bucket.stop.wait(_POLL_S):
+        first = found = _read(self._bucket, self._key)
+        if first is None or first.is_free:
+            return first
+        if first.state.is_here:
+            raise self._held(first.state.holder)
+        free_at_s = time.monotonic() + _PATIENCE * first.state.holds_s
+        _log.info(
+            "%s was locked by %s, %.0f seconds ago; waiting up to %.0f seconds for whether it is still at work",
+            self._location,
+            first.state.holder.name,
+            first.age_s,
+            _PATIENCE * first.state.holds_s,
+        )
+        while found is not None and not found.is_free and time.monotonic() < free_at_s:
+            if self._bucket.stop.wait(min(_POLL_S, first.state.holds_s)):
                 raise StoppedError
             found = _read(self._bucket, self._key)
+            if found is not None and found.etag != first.etag and not found.is_free:
+                raise self._held(found.state.holder)
         return found
 
     def _held(self, holder: LockHolder) -> ConfigurationError:
@@ -209,6 +227,7 @@ class Lease:
             nonce=uuid.uuid4().hex,
             lease_s=self._lease_s,
             holder=LockHolder.this_process(is_shared=False),
+            pid_namespace=_pid_namespace(),
         )
         if not self._put(state, IF_NEW if found is None else Condition(found.etag)):
             return False
@@ -266,6 +285,15 @@ def prove_conditions(bucket: Bucket, key: str) -> None:
             f"the store of s3://{bucket.name} does not carry out conditional puts (If-None-Match and If-Match), "
             "without which two runs could spoil an output; choose another store, or a local folder"
         )
+
+
+def _pid_namespace() -> str:
+    """The PID namespace of this process, unlike any other one of any machine; empty where the system does not say."""
+    try:
+        boot_id = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+        return f"{boot_id} {Path('/proc/self/ns/pid').readlink()}"
+    except (OSError, ValueError):
+        return ""
 
 
 def _read(bucket: Bucket, key: str) -> _Found | None:

@@ -174,6 +174,28 @@ def test_a_store_that_can_not_be_reached_costs_one_line(
 
 
 @pytest.mark.slow
+def test_a_run_that_is_stopped_asks_no_store_again(bucket: Bucket, proxy: FaultyProxy) -> None:
+    """A request is sent again by the bucket alone, which can be stopped, and not by the library below it."""
+    proxy.decide = lambda *_: Fault.SLOW_DOWN
+    bucket.stop.set()
+    with pytest.raises(StoppedError):
+        bucket.get("a")
+    assert proxy.faults == {Fault.SLOW_DOWN: 1}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("size_bytes", [10, 3 << 20], ids=["at its end", "on the way"])
+def test_a_full_disk_is_not_taken_for_a_lost_network(
+    bucket: Bucket, proxy: FaultyProxy, prefix: str, size_bytes: int
+) -> None:
+    """A download to it fails at once, and the error names the file."""
+    bucket.put(f"{prefix}object", bytes(size_bytes))
+    with pytest.raises(OSError, match="No space left on device: '/dev/full'"):
+        bucket.download(f"{prefix}object", Path("/dev/full"))
+    assert [method for method, _ in proxy.requests] == ["PUT", "GET"]
+
+
+@pytest.mark.slow
 def test_a_store_without_conditional_puts_is_refused(bucket: Bucket, proxy: FaultyProxy, prefix: str) -> None:
     """One line says so; and what was written to find out is deleted."""
     prove_conditions(bucket, f"{prefix}probe")

@@ -20,7 +20,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from email.utils import parsedate_to_datetime
@@ -152,9 +152,15 @@ class Bucket:
 
         def copy() -> bool:
             response = self._client.get_object(Bucket=self.name, Key=key)
-            with target.open("wb") as file:
+            with _errors_named(target):
+                file = target.open("wb")
+            try:
                 for piece in response["Body"].iter_chunks(1 << 20):
-                    file.write(piece)
+                    with _errors_named(target):
+                        file.write(piece)
+            finally:
+                with _errors_named(target):
+                    file.close()
             return True
 
         return self._unless_missing(copy, f"read {key}") or False
@@ -368,6 +374,16 @@ class _NotThereError(Exception):
 
 class _RefusedError(Exception):
     """The condition of a put does not hold."""
+
+
+@contextmanager
+def _errors_named(path: Path) -> Iterator[None]:
+    """Name a file of ours in what the system raises about it, by which that is told from an error of the network."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = str(path)
+        raise
 
 
 def _open_client() -> Any:

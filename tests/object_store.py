@@ -115,6 +115,8 @@ class Fault(Enum):
     """It is passed on."""
     SLOW_DOWN = auto()
     """It is answered with 503, and not passed on."""
+    TOO_MANY = auto()
+    """It is answered with 429 and no code, and not passed on."""
     RESET = auto()
     """Its connection is reset before its body is read."""
     HALF = auto()
@@ -194,12 +196,13 @@ class FaultyProxy:
             _reset(handler)
             return
         body = handler.rfile.read(size)
-        if fault is Fault.SLOW_DOWN:
-            handler.send_response(503)
-            handler.send_header("Content-Length", str(len(_SLOW_DOWN)))
+        if fault in {Fault.SLOW_DOWN, Fault.TOO_MANY}:
+            answer = _SLOW_DOWN if fault is Fault.SLOW_DOWN else b""
+            handler.send_response(503 if fault is Fault.SLOW_DOWN else 429)
+            handler.send_header("Content-Length", str(len(answer)))
             handler.end_headers()
             if handler.command != "HEAD":
-                handler.wfile.write(_SLOW_DOWN)
+                handler.wfile.write(answer)
             return
         self._pass_on(handler, body, fault)
 

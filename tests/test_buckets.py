@@ -22,7 +22,7 @@ from datafetch.model.outcome import Body, Encoded, Failure, FailureKind
 from datafetch.model.sample import Sample
 from datafetch.store.buckets import bucket as bucket_module
 from datafetch.store.buckets import lease as lease_module
-from datafetch.store.buckets.bucket import IF_NEW, PART_BYTES, Bucket, Condition
+from datafetch.store.buckets.bucket import IF_NEW, PART_BYTES, Bucket, Condition, StoppedError
 from datafetch.store.buckets.commit_log import CommitLog, Contents, LogEntry, LoggedFile
 from datafetch.store.buckets.lease import Lease, LeaseState, prove_conditions, read_lease
 from datafetch.store.buckets.local_files import LocalFiles
@@ -94,7 +94,7 @@ def test_a_put_is_carried_out_if_its_condition_holds(bucket: Bucket, prefix: str
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("fault", [Fault.SLOW_DOWN, Fault.RESET, Fault.HALF, Fault.LOST])
+@pytest.mark.parametrize("fault", [Fault.SLOW_DOWN, Fault.TOO_MANY, Fault.RESET, Fault.HALF, Fault.LOST])
 @pytest.mark.parametrize("condition", [None, IF_NEW], ids=["always", "if new"])
 def test_a_disturbed_put_is_carried_out_once(
     bucket: Bucket, proxy: FaultyProxy, prefix: str, fault: Fault, condition: Condition | None

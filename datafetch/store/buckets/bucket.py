@@ -15,6 +15,7 @@ is aborted by ``abort_uploads``.
 
 from __future__ import annotations
 
+import random
 import threading
 import time
 import uuid
@@ -39,9 +40,9 @@ _THREADS = 4  # each holds a part in memory
 _PATIENCE_S = 240.0
 _FIRST_PAUSE_S, _MAX_PAUSE_S = 0.5, 20.0
 _CONNECT_TIMEOUT_S, _READ_TIMEOUT_S = 10, 60
-_ATTEMPTS = 3  # of botocore's own, within each of ours
+_LEAST_PAUSE = 0.5  # of the full one; at random, so that what was throttled together is not sent again together
 _UPLOAD_ID, _CRC32 = "datafetch-upload", "datafetch-crc32"  # among the metadata of objects
-_CONDITION_FAILED, _CONFLICT, _NOT_FOUND, _SERVER_ERROR = 412, 409, 404, 500
+_CONDITION_FAILED, _CONFLICT, _NOT_FOUND, _TOO_MANY_REQUESTS, _SERVER_ERROR = 412, 409, 404, 429, 500
 _THROTTLED = frozenset({"SlowDown", "Throttling", "ThrottlingException", "RequestLimitExceeded", "TooManyRequests"})
 _TRANSIENT = _THROTTLED | {"RequestTimeout", "InternalError", "ServiceUnavailable", "BadDigest", "IncompleteBody"}
 
@@ -312,12 +313,12 @@ class Bucket:
                         f"could not {doing} in s3://{self.name} for {_PATIENCE_S:.0f} seconds ({error}); check the "
                         "network and the store, and run the same command again (nothing fetched so far is lost)"
                     ) from error
-                if self.stop.wait(pause_s):
+                if self.stop.wait(pause_s * random.uniform(_LEAST_PAUSE, 1)):  # noqa: S311 - no secret
                     raise StoppedError from error
             pause_s = min(2 * pause_s, _MAX_PAUSE_S)
 
     def _send(self, request: Callable[[], _Result], doing: str) -> _Result:
-        """Send a request, as often as botocore does.
+        """Send a request once.
 
         Raises:
             _TransientError: It may be carried out later.
@@ -355,7 +356,7 @@ class Bucket:
             return _RefusedError()
         if status == _NOT_FOUND:
             return _NotThereError()
-        if status >= _SERVER_ERROR or status == _CONFLICT or code in _TRANSIENT:
+        if status >= _SERVER_ERROR or status in {_CONFLICT, _TOO_MANY_REQUESTS} or code in _TRANSIENT:
             return _TransientError(code)
         message = one_line(str(error.response.get("Error", {}).get("Message", "")))[:200]
         return ConfigurationError(
@@ -398,7 +399,7 @@ def _open_client() -> Any:
     config = Config(
         connect_timeout=_CONNECT_TIMEOUT_S,
         read_timeout=_READ_TIMEOUT_S,
-        retries={"mode": "standard", "total_max_attempts": _ATTEMPTS},
+        retries={"mode": "standard", "total_max_attempts": 1},  # we send it again, with pauses that can be stopped
         max_pool_connections=4 * _THREADS,
         # What TLS, or over HTTP the signature, does not protect; some stores refuse them.
         request_checksum_calculation="when_required",

@@ -544,8 +544,82 @@ def test_what_several_nodes_have_is_put_together_once(bucket: Bucket, prefix: st
     alone = SpoolSegments(bucket, prefix, tmp_path / "run")
     alone.restore()
     assert _lines_of(tmp_path / "run") == sorted([*expected[:1], (urls[2][0], "ok"), (own[0], "ok")])
-    other.forget(f"{job}/{name}")
+    alone.begin(8)
+    for path in (tmp_path / "run").glob("**/*.spool"):  # as when its shard was recorded
+        path.unlink()
+    alone.end()
     assert list(bucket.list(prefix)) == []
+
+
+@pytest.mark.slow
+def test_a_recorded_shard_leaves_no_segment_behind(
+    bucket: Bucket, proxy: FaultyProxy, prefix: str, tmp_path: Path
+) -> None:
+    """Also if one is just being uploaded: nothing waits for that, and it is deleted when it has arrived."""
+    is_sent, may_arrive = threading.Event(), threading.Event()
+
+    def delay(method: str, _: str) -> Fault:
+        if method == "PUT" and not is_sent.is_set():
+            is_sent.set()
+            assert may_arrive.wait(60)
+        return Fault.NONE
+
+    (tmp_path / "job").mkdir()
+    (tmp_path / "job" / "a.spool").write_bytes(b"content")
+    segments = SpoolSegments(bucket, prefix, tmp_path, node="7-1")
+    proxy.decide = delay
+    uploading = threading.Thread(target=segments.upload)
+    forgetting = threading.Thread(target=segments.forget, args=("job/a.spool",))
+    uploading.start()
+    assert is_sent.wait(60)
+    forgetting.start()
+    forgetting.join(20)
+    is_held_up = forgetting.is_alive()
+    may_arrive.set()
+    forgetting.join()
+    uploading.join()
+    assert not is_held_up
+    assert list(bucket.list(prefix)) == []
+
+
+@pytest.mark.slow
+def test_what_was_not_deleted_or_uploaded_is_tried_again(
+    bucket: Bucket, proxy: FaultyProxy, prefix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Segments of a spool that is gone; and a spool that always fails holds none of the others up."""
+    monkeypatch.setattr(bucket_module, "_PATIENCE_S", 0.05)
+    folder = tmp_path / "job"
+    folder.mkdir()
+    (folder / "gone.spool").write_bytes(b"content")
+    segments = SpoolSegments(bucket, prefix, tmp_path)
+    segments.upload()
+    (folder / "gone.spool").unlink()
+    proxy.decide = lambda method, _: Fault.RESET if method == "DELETE" else Fault.NONE
+    segments.upload()
+    assert len(list(bucket.list(prefix))) == 1
+    for name in ("a", "b", "c"):
+        (folder / f"{name}.spool").write_bytes(b"content")
+    first = next(segments._own_files()).stem
+    proxy.decide = lambda _, path: Fault.RESET if f"/{first}.spool/" in path else Fault.NONE
+    for _ in range(3):
+        segments.upload()
+    spools = {one.key.removeprefix(prefix).split("/")[1] for one in bucket.list(prefix)}
+    assert spools == {f"{name}.spool" for name in "abc" if name != first}
+
+
+@pytest.mark.slow
+def test_segments_with_names_that_lead_elsewhere_are_left_out(bucket: Bucket, prefix: str, tmp_path: Path) -> None:
+    """Whoever can write to the bucket can't name a file of this machine; what is no list of kinds costs one line."""
+    segment = f"{1:010}-{0:015}-{2:015}"
+    for name in ("./a.spool/main", "../a.spool/main", "job/../main", f"job/{'a' * 241}/main", "job/a.spool/.."):
+        bucket._client.put_object(Bucket=BUCKET, Key=f"{prefix}{name}/{segment}", Body=b"ab")
+    SpoolSegments(bucket, prefix, tmp_path / "spools").restore()
+    assert list(tmp_path.iterdir()) == []
+    bucket.put(f"{prefix}job/a.spool/worker-7-1/dropped", b"{}")
+    with pytest.raises(
+        ConfigurationError, match="is no list of failure kinds, which datafetch writes there; delete it"
+    ):
+        SpoolSegments(bucket, prefix, tmp_path / "spools").restore()
 
 
 @pytest.mark.slow

@@ -18,7 +18,8 @@ A spool that the run cuts when it opens it is no longer what was put together. S
 its beginning if it differs. Segments are deleted when their spool is, which is when its shard has been recorded.
 
 Rules: segments are a convenience of which nothing is expected: an upload that fails is tried again a minute later, and
-ends no run. A short-lived spool is never uploaded.
+ends no run, nor does a shard wait for one. A short-lived spool is never uploaded. What is to be deleted is forgotten
+only when it has been.
 """
 
 from __future__ import annotations
@@ -28,15 +29,16 @@ import os
 import re
 import shutil
 import threading
-from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections import Counter, defaultdict
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import msgspec
 
-from datafetch.errors import DatafetchError
+from datafetch.errors import ConfigurationError, DatafetchError
 from datafetch.model.checksum import crc32_of
 from datafetch.model.untrusted import is_plain_path
 from datafetch.store.buckets.bucket import Bucket, StoppedError
@@ -64,11 +66,24 @@ class _Segment:
 
 @dataclass(slots=True)
 class _Writer:
-    """What a writer has uploaded of a spool."""
+    """What a writer has uploaded of a spool.
+
+    Attributes:
+        name: Its name.
+        segments: The segments.
+        dropped: The kinds of its failures that don't count.
+        dropped_key: The key of the object that says so of this writer and its workers; empty if there is none.
+    """
 
     name: str
     segments: list[_Segment] = field(default_factory=list)
     dropped: frozenset[str] = frozenset()
+    dropped_key: str = ""
+
+    @property
+    def keys(self) -> list[str]:
+        """The keys of all its objects."""
+        return [*(segment.key for segment in self.segments), *filter(None, [self.dropped_key])]
 
     @property
     def age(self) -> tuple[int, ...]:
@@ -84,7 +99,7 @@ class _Spool:
         inode: Its inode number, when it was last looked at.
         uploaded_bytes: How much of it is in the bucket.
         restored_crc32: The checksum of what was put together, until it has been compared; None if nothing was.
-        keys: The keys of its segments, or of those from which it was made.
+        keys: The keys of its segments, or of the objects from which it was made.
     """
 
     inode: int = 0
@@ -116,7 +131,9 @@ class SpoolSegments:
         self._interval_s = INTERVAL_S if interval_s is None else interval_s
         self._files: dict[str, _Spool] = {}
         self._forgotten: set[str] = set()
-        self._lock = threading.Lock()
+        self._failures: Counter[str] = Counter()  # how often each spool has failed since it was uploaded last
+        self._lock = threading.Lock()  # never held while the store is waited for
+        self._uploading = threading.Lock()
         self._token = 0
         self._ended = threading.Event()
         self._thread: threading.Thread | None = None
@@ -151,7 +168,8 @@ class SpoolSegments:
     def begin(self, token: int) -> None:
         """Upload segments from now on, under a fencing token; those of spools that the run has deleted are deleted."""
         self._token = token
-        self._delete_gone()
+        for delete in self._deletions().values():
+            delete()
         self._thread = threading.Thread(target=self._upload_again_and_again, name="spools", daemon=True)
         self._thread.start()
 
@@ -164,14 +182,23 @@ class SpoolSegments:
 
     def upload(self) -> None:
         """Upload what all spools have gained, as far as that is possible."""
-        try:
-            self._delete_gone()
-            for path in self._own_files():
-                with self._lock, suppress(FileNotFoundError):
-                    if self._name_of(path) not in self._forgotten:
-                        self._upload(path, self._files.setdefault(self._relative(path), _Spool()))
-        except (DatafetchError, StoppedError, OSError) as error:
-            _log.debug("spools were not uploaded: %s", error)
+        with self._uploading:
+            try:
+                works = {**self._uploads(), **self._deletions()}
+            except OSError as error:  # a folder of spools was deleted meanwhile
+                _log.debug("spools were not uploaded: %s", error)
+                return
+            for relative in sorted(works, key=self._failures.__getitem__):  # so that none holds the others up for ever
+                self._failures[relative] += 1
+                try:
+                    works[relative]()
+                except (ConfigurationError, OSError) as error:  # it may be the only one that fails
+                    _log.debug("a spool was not uploaded: %s", error)
+                except (DatafetchError, StoppedError) as error:  # the store can't be reached
+                    _log.debug("spools were not uploaded: %s", error)
+                    return
+                else:
+                    del self._failures[relative]
 
     def forget(self, name: str) -> None:
         """Delete all segments of a spool, whoever has written them, since its shard has been recorded.
@@ -226,20 +253,30 @@ class SpoolSegments:
                     continue
             if segment == _DROPPED:
                 dropped.append((name, writer, one.key))
+                found[name].setdefault(writer, _Writer(writer)).dropped_key = one.key
             elif match := _SEGMENT.fullmatch(segment):
                 known = found[name].setdefault(writer, _Writer(writer))
                 known.segments.append(_Segment(int(match[1]), int(match[2]), int(match[3]), one.key))
         for name, node, key in dropped:
-            kinds = self._bucket.get(key)
+            kinds = self._read_dropped(key)
             for other in found[name].values():
-                if kinds is not None and (other.name == node or other.name.startswith(f"{node}-")):
-                    other.dropped = frozenset(msgspec.json.decode(kinds.body, type=list[str]))
+                if other.name == node or other.name.startswith(f"{node}-"):
+                    other.dropped = kinds
         return found
+
+    def _read_dropped(self, key: str) -> frozenset[str]:
+        found = self._bucket.get(key)
+        try:
+            return frozenset(() if found is None else msgspec.json.decode(found.body, type=list[str]))
+        except ValueError as error:
+            raise ConfigurationError(
+                f"s3://{self._bucket.name}/{key} is no list of failure kinds, which datafetch writes there; delete it"
+            ) from error
 
     def _restore(self, name: str, writer: _Writer) -> None:
         """Put the spool of a run's writer in its place, unless there is one."""
         path = self._path_of(name, "" if writer.name == _MAIN else writer.name)
-        spool = self._files[self._relative(path)] = _Spool(keys=[segment.key for segment in writer.segments])
+        spool = self._files[self._relative(path)] = _Spool(keys=writer.keys)
         if path.exists():
             return
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -262,9 +299,9 @@ class SpoolSegments:
             part = folder / f"{writer.name}.part"
             self._assemble(writer, part)
             parts.append(SpoolPart(part, writer.dropped))
-            keys += [segment.key for segment in writer.segments]
+            keys += writer.keys
+        merge_spools(path, parts, besides)
         with self._lock:
-            merge_spools(path, parts, besides)
             self._files[self._relative(path)] = _Spool(keys=keys)
         shutil.rmtree(folder)
 
@@ -282,12 +319,22 @@ class SpoolSegments:
         while not self._ended.wait(self._interval_s):
             self.upload()
 
-    def _delete_gone(self) -> None:
-        """Delete the segments of spools that are gone."""
+    def _uploads(self) -> dict[str, Callable[[], None]]:
+        """What uploads what each spool has gained."""
+        return {self._relative(path): partial(self._upload, path) for path in self._own_files()}
+
+    def _deletions(self) -> dict[str, Callable[[], None]]:
+        """What deletes the segments of each spool that is gone."""
         with self._lock:
-            here = {self._relative(path) for path in self._all_files()}
-            for one in self._files.keys() - here:
-                self._bucket.delete(self._files.pop(one).keys)
+            known = dict(self._files)
+        here = set(map(self._relative, self._all_files()))  # looked up last: a new spool is there before it is known
+        return {one: partial(self._delete, one, spool) for one, spool in known.items() if one not in here}
+
+    def _delete(self, relative: str, spool: _Spool) -> None:
+        self._bucket.delete(spool.keys)
+        with self._lock:
+            if self._files.get(relative) is spool:
+                del self._files[relative]
 
     def _all_files(self) -> Iterator[Path]:
         for path in self._folder.rglob("*"):  # also those of worker processes, which have folders of their own
@@ -298,8 +345,17 @@ class SpoolSegments:
         """Those to which this run, or this node, appends."""
         return (path for path in self._all_files() if path.parent.name != _EARLIER)
 
-    def _upload(self, path: Path, spool: _Spool) -> None:
-        folder = f"{self._prefix}{self._name_of(path)}/{self._writer_of(path)}"
+    def _upload(self, path: Path) -> None:
+        with self._lock:
+            if self._name_of(path) in self._forgotten:
+                return
+            spool = self._files.setdefault(self._relative(path), _Spool())
+        with suppress(FileNotFoundError):
+            self._upload_segments(path, spool)
+
+    def _upload_segments(self, path: Path, spool: _Spool) -> None:
+        name = self._name_of(path)
+        folder = f"{self._prefix}{name}/{self._writer_of(path)}"
         with path.open("rb") as file:
             status = os.fstat(file.fileno())
             if status.st_ino != spool.inode or status.st_size < spool.uploaded_bytes:
@@ -318,6 +374,11 @@ class SpoolSegments:
                     return
                 key = f"{folder}/{self._token:010}-{start:015}-{start + len(content):015}"
                 self._bucket.put(key, content)
+                with self._lock:
+                    is_forgotten = name in self._forgotten
+                if is_forgotten:  # what there was has been deleted meanwhile
+                    self._bucket.delete([key])
+                    return
                 spool.keys.append(key)
                 spool.uploaded_bytes += len(content)
 

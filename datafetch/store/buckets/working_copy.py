@@ -466,15 +466,19 @@ class WorkingCopy:
     def _upload(self, name: str) -> LoggedFile | None:
         """Upload a file under a key of its own; None if it is gone."""
         path = self._files.path_of(name)
-        try:
-            before = path.stat()
-            checksum, key = self._files.checksum(name), self._own_key(name)
-            etag = self._bucket.upload(path, key, checksum)
-            after = path.stat()
-        except FileNotFoundError:
-            return None
-        if (before.st_ino, before.st_mtime_ns) != (after.st_ino, after.st_mtime_ns):
-            return self._upload(name)
+        while True:
+            try:
+                before = path.stat()
+                checksum, key = self._files.checksum(name), self._own_key(name)
+                etag = self._bucket.upload(path, key, checksum)
+                after = path.stat()
+            except FileNotFoundError:
+                return None
+            if (before.st_ino, before.st_mtime_ns) == (
+                after.st_ino,
+                after.st_mtime_ns,
+            ):  # or it has another content now
+                break
         assert etag is not None, "there was no condition"
         file = LoggedFile(key, before.st_size, checksum, etag)
         self._files.note(name, file, before)

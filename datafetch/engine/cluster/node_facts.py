@@ -18,6 +18,7 @@ from pathlib import Path
 from datafetch.engine.cluster.messages import NodeOutput, OutputInFolder
 from datafetch.errors import DatafetchError
 from datafetch.monitor.cluster_snapshot import read_cluster
+from datafetch.store.buckets.bucket import Bucket
 from datafetch.store.buckets.stored_output import read_stored_job
 from datafetch.store.layout import OutputLayout
 
@@ -67,8 +68,9 @@ def _why_unseen(output: NodeOutput) -> str:
             "the same path, or in a bucket"
         )
     try:
-        if read_stored_job(output) is not None:
-            return ""
+        with Bucket(output.place.bucket) as bucket:
+            if read_stored_job(output, bucket) is not None:
+                return ""
         reason = "there is no such run"
     except DatafetchError as error:
         reason = str(error)

@@ -27,7 +27,7 @@ from datetime import datetime
 from email.utils import parsedate_to_datetime
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 from datafetch.errors import ConfigurationError, ResourceError, raise_if_exhausted
 from datafetch.model.untrusted import one_line
@@ -109,7 +109,7 @@ IF_NEW = Condition()
 
 
 class Bucket:
-    """A bucket.
+    """A bucket, as a context that closes it.
 
     Args:
         name: Its name.
@@ -132,6 +132,12 @@ class Bucket:
         self._parts.shutdown(cancel_futures=True)
         self._client.close()
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
     def get(self, key: str) -> StoredObject | None:
         """Read an object; None if there is none."""
 
@@ -149,7 +155,11 @@ class Bucket:
         return self._unless_missing(read, f"read {key}")
 
     def download(self, key: str, target: Path) -> bool:
-        """Copy an object to a file; False if there is none."""
+        """Copy an object to a file; False if there is none.
+
+        Raises:
+            OSError: The file can't be written.
+        """
 
         def copy() -> bool:
             response = self._client.get_object(Bucket=self.name, Key=key)

@@ -67,7 +67,7 @@ class NodeCopy:
             ResourceError: The store can't be reached.
         """
         self.layout = OutputLayout(self._take_folder() / self._place.name)
-        job = read_stored_job(self._stored)
+        job = read_stored_job(self._stored, self._bucket)
         if job is None:
             raise ConfigurationError(f"there is no such run in {self._place}; check the endpoint of this node's store")
         self.layout.state_folder.mkdir()

@@ -41,18 +41,18 @@ class StoredOutput:
         return Place.of(self.location)
 
 
-def read_stored_job(stored: StoredOutput) -> bytes | None:
+def read_stored_job(stored: StoredOutput, bucket: Bucket) -> bytes | None:
     """The content of ``job.json``; None if the bucket that is found under this name is another one.
+
+    Args:
+        stored: The output.
+        bucket: The bucket that is found.
 
     Raises:
         ConfigurationError: The store refuses it, or there is no login.
         ResourceError: The store can't be reached.
     """
-    bucket = Bucket(stored.place.bucket)
-    try:
-        found = bucket.get(stored.job.key)
-    finally:
-        bucket.close()
+    found = bucket.get(stored.job.key)
     return None if found is None or crc32(found.body) != stored.job.crc32 else found.body
 
 

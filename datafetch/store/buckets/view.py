@@ -98,8 +98,7 @@ def read_recorded(location: str, name: str) -> bytes | None:
         ResourceError: The store can't be reached.
     """
     place = Place.of(location)
-    bucket = Bucket(place.bucket)
-    try:
+    with Bucket(place.bucket) as bucket:
         for _ in range(_LOOKS):
             files = CommitLog(bucket, place.log_prefix, str(place)).read().files
             if JOB not in files:
@@ -109,8 +108,6 @@ def read_recorded(location: str, name: str) -> bytes | None:
             found = bucket.get(files[name].key)
             if found is not None:
                 return found.body
-    finally:
-        bucket.close()
     return None
 
 

@@ -188,15 +188,13 @@ class BucketOutput:
             await run_in_thread(end, on_cancel=self._copy.stop)
 
     async def record(self, shard: str, files: Mapping[str, LoggedFile]) -> None:
-        """Record a shard, with all that wait for it; one that another node has uploaded before is discarded.
+        """Record a shard, with all that wait for it.
 
         Raises:
             ResourceError: The store can't be reached, or another run has taken over.
         """
-        if shard in self._recorded or shard in self._waiting:
-            await self._in_thread(self._copy.discard, files.values())
-        else:
-            self._waiting[shard] = files
+        assert shard not in self._recorded, "its recording is waited for before it is handed to another node"
+        self._waiting[shard] = files
         async with self._recording:
             if self._failure is not None:
                 raise self._failure

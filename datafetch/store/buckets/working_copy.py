@@ -236,16 +236,6 @@ class WorkingCopy:
             is_spool = name.startswith("state/failed/")
             self._files.bring_one(name, files[name], is_needed=self._is_needed(name, files[name]) and not is_spool)
 
-    def discard(self, files: Iterable[LoggedFile]) -> None:
-        """Delete what a node has uploaded of a shard that another one had published before.
-
-        Raises:
-            ResourceError: The store can't be reached.
-        """
-        recorded = keys_of(self._log.contents.files)
-        keys = [file.key for file in files if not file.key.startswith(self._place.out_prefix)]
-        self._bucket.delete([key for key in keys if key not in recorded])
-
     def drop_failures(self, spools: Iterable[str], number: int, kinds: Collection[str]) -> None:
         """Let images be requested again that failed on a node; the arguments are those of ``SpoolSegments``.
 

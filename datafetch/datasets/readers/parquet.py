@@ -137,7 +137,7 @@ class ParquetFile:
             self.fingerprint = _fingerprint(opened, self._footer_start)
             with _open(opened) as parquet:
                 schema, metadata = parquet.schema_arrow, parquet.metadata
-            self.types = {name: schema.field(schema.names.index(name)).type for name in schema.names}
+            self.types = {name: _plain_type(schema.field(schema.names.index(name)).type) for name in schema.names}
             self.repeated = {name for name, count in Counter(schema.names).items() if count > 1}
             if columns is None:
                 columns = dict.fromkeys((name for name in schema.names if name not in self.repeated), ColumnType.ANY)
@@ -199,11 +199,14 @@ class ParquetFile:
                 opened.load(groups.spans)
                 for group in groups.numbers:
                     first_row = bounds[group]
+                    last_row = _slice(wanted, first_row, bounds[group + 1])[-1]
                     for batch in self._batches(opened, parquet, group, columns):
                         rows = _slice(wanted, first_row, first_row + batch.num_rows)
                         if rows.size:
                             yield from _read_rows(batch.take(pa.array(rows - first_row)), rows)
                         first_row += batch.num_rows
+                        if first_row > last_row:
+                            break
                 opened.unload()
 
     def _check_types(self, schema: Any, columns: Mapping[str, ColumnType], own_files: str) -> None:
@@ -246,8 +249,8 @@ class ParquetFile:
                         f"{_AGAIN}"
                     )
         # Otherwise a footer of kilobytes could make the whole file be requested of a server thousands of times.
-        every_chunk = (chunk for groups in taken.values() for group in groups for chunk in group)
-        if sum(chunk.stop - chunk.start for chunk in every_chunk) > self._footer_start:
+        read = {leaf.number for leaves in self._leaves.values() for leaf in leaves}
+        if sum(group[number].stop - group[number].start for group in chunks for number in read) > self._footer_start:
             raise ManifestError(f"{self.name} is damaged: its columns overlap; {_AGAIN}")
         return taken
 
@@ -286,7 +289,7 @@ class ParquetFile:
             return
         rows = min(_BATCH_ROWS, *(self._rows_at_once(opened, parquet, group, name) for name in columns))
         for batch in parquet.iter_batches(rows, row_groups=[group], columns=list(columns), use_threads=False):
-            yield batch
+            yield _without_views(batch)
             # Otherwise the heap keeps the pages of all row groups, 20 MB more for a million rows
             # (benchmarks/durability/manifest_memory.py).
             pa.default_memory_pool().release_unused()
@@ -341,7 +344,7 @@ class ParquetFile:
         # With the metadata the footer is not read again, which may no longer be loaded.
         with _open(opened, metadata=parquet.metadata, read_dictionary=[name]) as file:
             for batch in file.iter_batches(_BATCH_ROWS, row_groups=[group], columns=[name], use_threads=False):
-                texts = batch.column(0).dictionary
+                texts = batch.column(name).dictionary
                 if len(texts):  # a batch that has only nulls comes without the dictionary
                     return int(pc.max(pc.binary_length(texts)).as_py() or 0)
         return 0
@@ -363,17 +366,23 @@ class _Leaf:
 
 
 def _find_leaves(schema: Any, metadata: Any, columns: Mapping[str, ColumnType]) -> dict[str, list[_Leaf]]:
-    """The parts of columns. A column that is not nested is one part, of the same name."""
+    """The parts of columns, and of those that Arrow reads with them.
+
+    A column that is not nested is one part, of the same name. With a column ``url``, Arrow also reads one that is named
+    ``url.x``, which is not a part of it. The part that has the name of the column comes first.
+    """
     stored = [metadata.schema.column(number) for number in range(metadata.num_columns)]
     leaves = {}
     for name in columns:
         numbers = [n for n, leaf in enumerate(stored) if leaf.path == name or leaf.path.startswith(f"{name}.")]
-        leaves[name] = [_leaf(number, stored[number], _find_type(schema, name)) for number in numbers]
+        numbers.sort(key=lambda number: stored[number].path != name)
+        is_text = _TYPE_CHECKS[ColumnType.STRING](_find_type(schema, name))
+        leaves[name] = [_leaf(n, stored[n], is_text=is_text and stored[n].path == name) for n in numbers]
     return leaves
 
 
-def _leaf(number: int, stored: Any, found: Any) -> _Leaf:
-    if _TYPE_CHECKS[ColumnType.STRING](found):
+def _leaf(number: int, stored: Any, *, is_text: bool) -> _Leaf:
+    if is_text:
         kind = ColumnType.STRING
     else:
         kind = ColumnType.BINARY if stored.physical_type == "BYTE_ARRAY" else ColumnType.ANY
@@ -387,7 +396,7 @@ def _open(opened: OpenParquet, **options: Any) -> Any:
 def _find_type(schema: Any, name: str) -> Any:
     """The type of a column, or of a field of a column of structs; None if there is none."""
     if name in schema.names:
-        return schema.field(schema.names.index(name)).type
+        return _plain_type(schema.field(schema.names.index(name)).type)
     column, _, inner = name.partition(".")
     if column not in schema.names:
         return None
@@ -395,7 +404,28 @@ def _find_type(schema: Any, name: str) -> Any:
     if not inner:
         return found
     fields = [found.field(number) for number in range(found.num_fields)] if pa.types.is_struct(found) else []
-    return next((one.type for one in fields if one.name == inner), None)
+    return next((_plain_type(one.type) for one in fields if one.name == inner), None)
+
+
+def _plain_type(found: Any) -> Any:
+    """A type without views, in which some writers have their texts, and for which Arrow lacks most functions."""
+    if pa.types.is_string_view(found):
+        return pa.large_string()
+    if pa.types.is_binary_view(found):
+        return pa.large_binary()
+    if pa.types.is_list(found) or pa.types.is_large_list(found):
+        plain = _plain_type(found.value_type)
+        if not plain.equals(found.value_type):
+            return pa.list_(plain) if pa.types.is_list(found) else pa.large_list(plain)
+    return found
+
+
+def _without_views(batch: Any) -> Any:
+    """The same rows, with columns of plain types."""
+    for number, column in enumerate(batch.columns):
+        if not (plain := _plain_type(column.type)).equals(column.type):
+            batch = batch.set_column(number, batch.schema.field(number).name, column.cast(plain))
+    return batch
 
 
 def _read_rows(batch: Any, numbers: Int64s) -> Iterator[dict[str, Any] | BadRow]:

@@ -118,7 +118,7 @@ def test_a_file_that_is_damaged_is_named(tmp_path: Path, pack: Callable[[bytes],
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        (zipped(b"a\n", "a.jsonl", "b.jsonl"), "holds 2 files; --source takes a zip with one"),
+        (zipped(b"a\n", "a.jsonl", "b.jsonl"), "holds 2 files; give a zip with one, or unpack it"),
         (zipped(b"", "folder/"), "holds 0 files"),
         (zipped(b"a\n", method=zipfile.ZIP_BZIP2), "uses a compression method that is not supported"),
         (encrypted(zipped(b"a\n")), "is encrypted; unpack it"),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gzip
 import itertools
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +14,7 @@ from hypothesis import strategies as st
 
 from datafetch.datasets.lists import record_blocks, scan
 from datafetch.datasets.lists.open_table import open_table
-from datafetch.datasets.lists.record_blocks import Block
+from datafetch.datasets.lists.record_blocks import Block, RecordSplitter
 from datafetch.datasets.lists.row_bits import RowBits
 from datafetch.datasets.lists.scan import FileScan, ScanKeeper
 from datafetch.datasets.lists.text_table import FieldParser
@@ -62,11 +64,12 @@ def test_what_is_kept_is_not_taken_if_it_is_damaged_or_another_scans() -> None:
     found = FileScan(selects=True)
     assert found.bits is not None
     found.bits.add(np.array([True, False, True]))
-    found.rows, found.starts, found.first_rows, found.is_complete = 3, [0], [0], True
+    found.rows, found.unreadable, found.starts, found.first_rows, found.is_complete = 3, 1, [0], [0], True
     kept = found.to_bytes("key")
     read = FileScan.from_bytes("key", kept, selects=True)
     assert read is not None
     assert (read.numbers(0, 9).tolist(), read.starts, read.rows, read.is_complete) == ([0, 2], [0], 3, True)
+    assert read.unreadable == 1
     assert FileScan.from_bytes("other", kept, selects=True) is None
     for damaged in (kept[:-1], kept[:40] + bytes([kept[40] ^ 1]) + kept[41:], b"", kept + b"x"):
         assert FileScan.from_bytes("key", damaged, selects=True) is None
@@ -122,10 +125,14 @@ def calls_of(monkeypatch: pytest.MonkeyPatch, cls: type, name: str) -> list[obje
     return calls
 
 
-def test_rows_that_meet_a_condition_are_read_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("compress", [bytes, gzip.compress])
+def test_rows_that_meet_a_condition_are_read_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compress: Callable[[bytes], bytes]
+) -> None:
     """A scan parses no row by itself, and of the blocks only those with a wanted row are divided into records."""
     path = tmp_path / "list.csv"
-    path.write_text("url,n\n" + "".join(f"http://a.example/{n},{n}\n" for n in range(20_000)))
+    rows = "".join(f'http://a.example/{n},{n},"{n}\n"\n' + "\n" * 9000 * (n == 12_000) for n in range(20_000))
+    path.write_bytes(compress(f"url,n,text\n{rows}".encode()))
     monkeypatch.setattr(record_blocks, "_BLOCK_BYTES", 4096)
     table = open_table(path)
     parsed, divided = calls_of(monkeypatch, FieldParser, "parse"), calls_of(monkeypatch, Block, "records")
@@ -134,6 +141,9 @@ def test_rows_that_meet_a_condition_are_read_alone(tmp_path: Path, monkeypatch: 
     assert found.numbers(0, 99).tolist() == list(range(19_990, 20_000))
     assert not parsed
     assert not divided
-    wanted = np.array([5, 10_000, 19_999])
-    assert [row["n"] for row in table.rows(found, wanted, ["n"])] == ["5", "10000", "19999"]  # type: ignore[index]
-    assert len(parsed) == len(divided) == len(wanted)
+    searched = calls_of(monkeypatch, RecordSplitter, "find_ends")
+    wanted = np.array([5, 10_000, 11_999, 12_000, 12_001, 19_999])
+    assert [row["n"] for row in table.rows(found, wanted, ["n"])] == [f"{n}" for n in wanted]  # type: ignore[index]
+    assert len(parsed) == len(wanted)
+    assert len(searched) <= len(wanted)
+    assert not divided

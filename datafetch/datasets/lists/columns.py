@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from datafetch.datasets.lists.table import Column, InputFormat, ListRow, Table
 from datafetch.datasets.lists.where import Condition, columns_of
+from datafetch.datasets.readers import is_nested_deeply, max_parsed_bytes
 from datafetch.errors import ManifestError
 from datafetch.model.untrusted import to_printable
 
@@ -33,8 +34,10 @@ _URL_NAMES = (
 _CERTAIN_URL_NAMES = tuple(name for name in _URL_NAMES if "url" in name)
 _CAPTION_NAMES = ("caption", "text", "alt", "alt_text", "alttext", "captions", "title", "description")
 _URL_STARTS = ("http://", "https://", "//")
+_LEAST_SHARE = 0.1  # of the first values of a single column
 _MAX_SHOWN_NAMES = 30
 _MAX_SHOWN_CHARS = 40
+_MAX_LIST_BYTES = 256 << 20  # of memory; text of 64 MiB can become two gigabytes of empty lists
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,13 +130,17 @@ def _refuse_repeated(table: Table, names: Sequence[str]) -> None:
     Raises:
         ManifestError: One is.
     """
-    if twice := [name for name in dict.fromkeys(names) if name in table.repeated]:
-        shown = ", ".join(map(to_printable, twice))
-        raise ManifestError(f"{table.name} has several columns named {shown}; leave one of each, or name others")
+    twice = [name for name in dict.fromkeys(names) if name in table.repeated]
+    if twice:
+        named = ", ".join(to_printable(name) for name in twice if name)
+        shown = f"named {named}" if named else "without a name"
+        raise ManifestError(f"{table.name} has several columns {shown}; leave one of each, or name others")
 
 
 def _find_url(table: Table) -> str:
     """The column of the URLs: the first with a usual name that has some, or else the only one that has nothing else.
+
+    If there is a single column, it may have something else, too.
 
     Raises:
         ManifestError: There is none, or several might be it.
@@ -149,7 +156,8 @@ def _find_url(table: Table) -> str:
         return found
     if by_name and not rows:
         return by_name[0].name
-    by_content = [column.name for column in possible if _url_share(rows, column.name) == 1]
+    least_share = 1 if len(table.columns) > 1 else _LEAST_SHARE
+    by_content = [column.name for column in possible if _url_share(rows, column.name) >= least_share]
     if len(by_content) == 1:
         return by_content[0]
     if by_content:
@@ -194,12 +202,15 @@ def _has_url(value: object) -> bool:
 
 
 def parse_list(text: str) -> list[object] | None:
-    """The list that a text is as JSON, as CSV files have them; None if it is none."""
+    """The list that a text is as JSON, as CSV files have them; None if it is none, or beyond a limit."""
+    if max_parsed_bytes(text) > _MAX_LIST_BYTES:
+        return None
     try:
         value = json.loads(text)
     except (ValueError, RecursionError):
         return None
-    return value if isinstance(value, list) else None
+    is_list = isinstance(value, list) and not is_nested_deeply(value, text.count("[") + text.count("{"))
+    return value if is_list else None
 
 
 def _shown(table: Table) -> str:

@@ -16,7 +16,8 @@ from datafetch.datasets.jsonl_manifest import BadRecordError
 from datafetch.datasets.lists.kept_columns import types_of_rows
 from datafetch.datasets.lists.scan import FileScan, ScanKeeper
 from datafetch.datasets.lists.table import SNIFFED_ROWS, TYPED_ROWS, Column, InputFormat, ListRow, first_of
-from datafetch.datasets.lists.text_table import TextFile, as_row, keys_of, path_time_ns
+from datafetch.datasets.lists.text_file import TextFile, path_time_ns
+from datafetch.datasets.lists.text_table import as_row, keys_of, refuse_many
 from datafetch.datasets.lists.where import Condition
 from datafetch.datasets.readers import BadRow, Int64s, JsonListError, RecordReader
 from datafetch.errors import STARTS_OVER, ManifestError
@@ -32,7 +33,7 @@ class JsonTable:
         file: The file.
 
     Raises:
-        ManifestError: It is not a JSON list.
+        ManifestError: It is not a JSON list, or its objects have too many keys.
     """
 
     input_format = InputFormat.JSON
@@ -44,7 +45,9 @@ class JsonTable:
         self.scan_criteria = f"{path_time_ns(file.path)}"
         self.repeated: frozenset[str] = frozenset()
         rows = self._first_rows(TYPED_ROWS)
-        self.columns: Sequence[Column] = [Column(name) for name in keys_of(rows)]
+        names = keys_of(rows)
+        refuse_many(self.path, names)
+        self.columns: Sequence[Column] = [Column(name) for name in names]
         self.types: Mapping[str, str] = types_of_rows(rows)
 
     def first_rows(self, columns: Sequence[str]) -> list[ListRow]:
@@ -67,6 +70,7 @@ class JsonTable:
         with self._reading():
             for value in reader:
                 row = _row(0, value)
+                scan.unreadable += bool(conditions) and isinstance(row, BadRow)
                 passed.append(
                     not isinstance(row, BadRow) and all(one.passes(row.get(one.column)) for one in conditions)
                 )

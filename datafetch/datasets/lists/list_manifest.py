@@ -27,7 +27,7 @@ from datafetch.model.manifest import Manifest, Samples, ScanCache
 from datafetch.model.sample import BAD_LINE, REFUSED, Sample, Shard
 from datafetch.model.wording import counted
 
-_SCAN_VERSION = 1  # of what is kept; to be raised when a scan changes
+_SCAN_VERSION = 2  # of what is kept; to be raised when a scan changes
 _SHARD_DIGITS = 5
 _MAX_SHARDS = 500_000  # each takes a hundred bytes of job.json, and a file or more of the output
 _HELD_SCANS = 4  # of large files; a feed reads one shard at a time
@@ -69,10 +69,11 @@ class _Part:
 
 @dataclass(frozen=True, slots=True)
 class _Found:
-    """What is held of each file's scan: its number of rows, and of those that meet all conditions."""
+    """What is held of each file's scan: its rows, how many meet all conditions, and how many could not be read."""
 
     rows: int
     selected: int
+    unreadable: int
 
 
 class ListManifest(Manifest):
@@ -141,8 +142,10 @@ class ListManifest(Manifest):
         """What the shards are made of."""
         if not self._conditions:
             return []
-        rows = sum(one.rows for one in self._scan_all())
-        return [f"{counted(self.expected_samples(), 'row')} of {rows:,} meet the conditions (--where)"]
+        found = self._scan_all()
+        rows, unreadable = sum(one.rows for one in found), sum(one.unreadable for one in found)
+        left_out = f"; left out, since they can't be read: {counted(unreadable, 'row')}" if unreadable else ""
+        return [f"{counted(self.expected_samples(), 'row')} of {rows:,} meet the conditions (--where){left_out}"]
 
     def keep_scans(self, cache: ScanCache) -> None:
         """Use what earlier runs found, and keep what this one finds and has found."""
@@ -220,7 +223,7 @@ class ListManifest(Manifest):
 
                 scan = self._scan(number, self._cache, advance)
                 activity.advance(left_bytes)
-                found.append(_Found(scan.rows, scan.selected))
+                found.append(_Found(scan.rows, scan.selected, scan.unreadable))
         self._found = found
         return found
 

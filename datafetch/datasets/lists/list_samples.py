@@ -75,7 +75,9 @@ def metadata_of(row: ListRow, columns: ChosenColumns, number: int, types: Mappin
 
 
 def plain_text(value: object) -> str:
-    """A value as text: empty if there is none, and what is no text as it is written."""
+    """A value as text: empty if there is none, and what is no text as it is written; bytes are UTF-8."""
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "replace")
     if isinstance(value, str):
         return value if is_utf8(value) else value.encode("utf-8", "replace").decode()
     return "" if _is_missing(value) else str(value)

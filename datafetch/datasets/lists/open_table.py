@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from itertools import islice
 from pathlib import Path
 
 from datafetch.datasets.lists.json_table import JsonTable
 from datafetch.datasets.lists.parquet_table import ParquetTable
 from datafetch.datasets.lists.record_blocks import FieldSplitter, RecordSplitter, RecordTooLongError
 from datafetch.datasets.lists.table import InputFormat, Table
-from datafetch.datasets.lists.text_table import FieldParser, JsonParser, TextFile, TextTable, UrlParser
+from datafetch.datasets.lists.text_file import EDGE_BYTES, TextFile
+from datafetch.datasets.lists.text_table import FieldParser, JsonParser, TextTable, UrlParser
 from datafetch.datasets.readers import MAX_LINE_BYTES
 from datafetch.datasets.readers.file_kind import describe_non_data
 from datafetch.errors import ManifestError, unreadable
@@ -28,6 +28,9 @@ _PARQUET_MAGIC = b"PAR1"
 _UTF_16 = (b"\xff\xfe", b"\xfe\xff")
 _DELIMITERS = (b",", b"\t", b";", b"|")
 _TAB = b"\t"
+_UNIT_SEPARATOR = b"\x1f"  # no text has it: there is one field a line
+_CSV_SUFFIXES = {".csv", ".tsv"}
+_MIN_URL_SHARE = 0.9  # of the first lines of a text file; others fail as URLs
 _SNIFFED_LINES = 50
 _MAX_FIELDS = 1000
 _URL_STARTS = (b"http://", b"https://", b"//", b"www.")
@@ -57,12 +60,12 @@ def open_table(file: Path | RemoteFile, input_format: InputFormat | None = None)
     _refuse_non_text(text)
     found = input_format or _format_of(text)
     try:
-        return _open_text(text, found)
+        return _open_text(text, found, is_given=input_format is not None)
     except RecordTooLongError as error:
         raise ManifestError(f"{file} has a line of more than {MAX_LINE_BYTES:,} bytes; {_ADVICE}") from error
 
 
-def _open_text(file: TextFile, found: InputFormat) -> Table:
+def _open_text(file: TextFile, found: InputFormat, *, is_given: bool) -> Table:
     match found:
         case InputFormat.TXT:
             return TextTable(file, UrlParser(file), found)
@@ -71,10 +74,11 @@ def _open_text(file: TextFile, found: InputFormat) -> Table:
         case InputFormat.JSON:
             return JsonTable(file)
         case _:
-            delimiter = _TAB if found is InputFormat.TSV else _delimiter_of(file)
             lines = _first_lines(file)
+            is_certain = is_given or not _CSV_SUFFIXES.isdisjoint(_suffixes(file))
+            delimiter = _TAB if found is InputFormat.TSV else _delimiter_of(file, is_certain=is_certain)
             is_quoted = found is not InputFormat.TSV or _is_quoted(lines, delimiter)
-            header = _header_of(lines, delimiter, is_quoted=is_quoted)
+            header = _header_of(lines[0], delimiter, is_quoted=is_quoted)
             return TextTable(file, FieldParser(file, delimiter, is_quoted=is_quoted, header=header), found)
 
 
@@ -112,16 +116,21 @@ def _format_of(file: TextFile) -> InputFormat:
                 "line"
             )
         return InputFormat.JSONL
-    return _format_of_lines(_first_lines(file), {suffix.lower() for suffix in file.path.suffixes})
+    return _format_of_lines(_first_lines(file), _suffixes(file))
+
+
+def _suffixes(file: TextFile) -> set[str]:
+    return {suffix.lower() for suffix in file.path.suffixes}
 
 
 def _format_of_lines(lines: Sequence[bytes], suffixes: set[str]) -> InputFormat:
     """The format of lines that are not JSON."""
-    are_urls = all(line.strip().lower().startswith(_URL_STARTS) and b" " not in line.strip() for line in lines)
+    urls = sum(line.strip().lower().startswith(_URL_STARTS) and b" " not in line.strip() for line in lines)
+    are_urls = urls >= _MIN_URL_SHARE * len(lines)
     tabs = {line.count(_TAB) for line in lines}
     if len(tabs) == 1 and 0 not in tabs:
         return InputFormat.TSV
-    if are_urls and not suffixes & {".csv", ".tsv"}:
+    if are_urls and not suffixes & _CSV_SUFFIXES:
         return InputFormat.TXT
     if lines[0].count(_TAB) or ".tsv" in suffixes:
         return InputFormat.TSV
@@ -141,14 +150,24 @@ def _is_json(line: bytes) -> bool:
 def _first_lines(file: TextFile) -> list[bytes]:
     """The first lines that are not empty; the last one may be cut short, if it is the only one."""
     lines = [line.removesuffix(b"\r") for line in file.start.split(b"\n")]
-    whole = lines[:-1] if len(lines) > 1 and lines[-1] and len(file.start) >= 1 << 15 else lines
-    return list(islice((line for line in whole if line.strip()), _SNIFFED_LINES))
+    found = [line for line in lines if line.strip()]
+    is_cut = len(file.start) >= EDGE_BYTES // 2 and found[-1] == lines[-1]
+    return found[: max(1, len(found) - is_cut)][:_SNIFFED_LINES]
 
 
-def _delimiter_of(file: TextFile) -> bytes:
-    """What separates the fields of a CSV file: what its first line has most, outside of quotes."""
-    first = _first_lines(file)[0]
-    counts = {one: len(FieldSplitter(one, is_quoted=True, max_fields=_MAX_FIELDS).split(first)) for one in _DELIMITERS}
+def _delimiter_of(file: TextFile, *, is_certain: bool) -> bytes:
+    """What separates the fields of a CSV file: what its first record has most, outside of quotes.
+
+    If nothing but its content says that it is CSV, one column is a URL a line below a header, and URLs may have commas.
+    """
+    text = file.start.lstrip(b"\r\n")
+    counts = {}
+    for delimiter in _DELIMITERS:
+        ends = RecordSplitter(delimiter).find_ends(text)
+        fields = FieldSplitter(delimiter, is_quoted=True, max_fields=_MAX_FIELDS)
+        counts[delimiter] = len(fields.split(text[: ends[0]] if len(ends) else text))
+    if max(counts.values()) == 1 and not is_certain:
+        return _UNIT_SEPARATOR
     return max(_DELIMITERS, key=lambda one: counts[one])
 
 
@@ -164,9 +183,9 @@ def _is_quoted(lines: Sequence[bytes], delimiter: bytes) -> bool:
     return splitter.is_regular(content)
 
 
-def _header_of(lines: Sequence[bytes], delimiter: bytes, *, is_quoted: bool) -> list[str] | None:
+def _header_of(first: bytes, delimiter: bytes, *, is_quoted: bool) -> list[str] | None:
     """Names for the columns of a file without a header, whose first line has a URL; None if it has a header."""
-    fields = FieldSplitter(delimiter, is_quoted=is_quoted, max_fields=_MAX_FIELDS).split(lines[0])
+    fields = FieldSplitter(delimiter, is_quoted=is_quoted, max_fields=_MAX_FIELDS).split(first)
     if not any(field.strip().lower().startswith(_URL_STARTS) for field in fields):
         return None
     return [f"{number}" for number in range(1, len(fields) + 1)]

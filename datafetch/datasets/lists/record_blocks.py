@@ -60,8 +60,15 @@ class Block:
     def records(self) -> list[bytes]:
         """The records without their line breaks; empty lines are none."""
         bounds = [0, *self.ends.tolist()]
-        records = (self.content[start:stop].removesuffix(b"\n").removesuffix(b"\r") for start, stop in pairwise(bounds))
+        records = (_without_break(self.content[start:stop]) for start, stop in pairwise(bounds))
         return [record for record in records if record]
+
+    def records_at(self, numbers: Int64s) -> list[bytes]:
+        """Some of the records, by their numbers among those that are not empty."""
+        lines = np.flatnonzero(self._are_records())[numbers]
+        starts = np.where(lines > 0, self.ends[lines - 1], 0)
+        bounds = zip(starts.tolist(), self.ends[lines].tolist(), strict=True)
+        return [_without_break(self.content[start:stop]) for start, stop in bounds]
 
     def _are_records(self) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
         sizes = np.diff(self.ends, prepend=0)
@@ -123,6 +130,14 @@ class RecordSplitter:
             else:
                 size_bytes *= 2
 
+    def block_at(self, file: IO[bytes], offset: int, size_bytes: int) -> Block:
+        """A block of which it is known where it lies, from a file that is there."""
+        content = file.read(size_bytes)
+        ends = self.find_ends(content)
+        if content and (not len(ends) or ends[-1] < len(content)):
+            ends = np.append(ends, len(content))
+        return Block(offset, content, ends)
+
     def find_ends(self, content: bytes) -> Int64s:
         """The offsets behind each record that ends within some bytes, which begin with a record."""
         array = np.frombuffer(content, np.uint8)
@@ -150,10 +165,11 @@ class RecordSplitter:
         is_begun = (opening == 0) | (before == between) | (before == _NEWLINE) | (before == _QUOTE)
         is_over = (closing == len(array) - 1) | (behind == between) | (behind == _NEWLINE) | (behind == _QUOTE)
         is_over |= behind == _RETURN
-        # A quote in front of an opening one has to be the closing one before it.
-        is_pair = before == _QUOTE
-        is_begun &= ~is_pair | np.isin(opening - 1, closing, assume_unique=True)
         return bool(is_begun.all() and is_over.all())
+
+
+def _without_break(line: bytes) -> bytes:
+    return line.removesuffix(b"\n").removesuffix(b"\r")
 
 
 class FieldSplitter:
@@ -170,20 +186,25 @@ class FieldSplitter:
         self._is_quoted = is_quoted
         self._max_fields = max_fields
         between = re.escape(delimiter)
-        self._field = re.compile(rb'(?:"((?:[^"]|"")*)(?:"|\Z))?([^%b]*)(%b|\Z)' % (between, between), re.DOTALL)
+        self._field = re.compile(rb'(?:"((?:[^"]|"")*)("|\Z))?([^%b]*)(%b|\Z)' % (between, between), re.DOTALL)
 
     def split(self, record: bytes) -> list[bytes]:
         """The fields of a record, without quotes around them."""
+        fields, _ = self.parse(record)
+        return fields
+
+    def parse(self, record: bytes) -> tuple[list[bytes], bool]:
+        """The fields of a record, and whether a quote opens the last one and nothing closes it."""
         if not self._is_quoted or b'"' not in record:
-            return record.split(self._delimiter, self._max_fields)
+            return record.split(self._delimiter, self._max_fields), False
         fields: list[bytes] = []
-        position = 0
+        position, is_open = 0, False
         while len(fields) <= self._max_fields:
             match = self._field.match(record, position)
             assert match is not None, "it matches the empty string"
-            quoted, rest, end = match.groups()
+            quoted, closing, rest, end = match.groups()
             fields.append(rest if quoted is None else quoted.replace(b'""', b'"') + rest)
-            position = match.end()
+            position, is_open = match.end(), closing == b""
             if not end:
                 break
-        return fields
+        return fields, is_open

@@ -19,7 +19,7 @@ from datafetch.datasets.lists.row_bits import RowBits
 from datafetch.datasets.readers import Int64s
 from datafetch.model.manifest import ScanCache
 
-_HEADER = struct.Struct("<?QQQQ")
+_HEADER = struct.Struct("<?QQQQQ")
 _VALUES = np.dtype("<i8")
 _HASH_BYTES = hashlib.sha256().digest_size
 _SAVED_EVERY_S = 5.0
@@ -38,17 +38,19 @@ class FileScan:
         is_complete: Whether the whole file was read.
         position: Where the scan goes on; its reader knows what that means.
         rows: The number of rows that were read.
+        unreadable: How many of them could not be compared with conditions, since they can't be read.
         bits: Which of them are selected; None for all.
         starts: Offsets in the file at which some row begins.
         first_rows: The numbers of these rows.
     """
 
-    __slots__ = ("bits", "first_rows", "is_complete", "position", "rows", "starts")
+    __slots__ = ("bits", "first_rows", "is_complete", "position", "rows", "starts", "unreadable")
 
     def __init__(self, *, selects: bool) -> None:
         self.is_complete = False
         self.position = 0
         self.rows = 0
+        self.unreadable = 0
         self.bits: Bits = RowBits() if selects else None
         self.starts: list[int] = []
         self.first_rows: list[int] = []
@@ -67,7 +69,9 @@ class FileScan:
     def to_bytes(self, key: str) -> bytes:
         """The scan as it is kept under a key."""
         packed = b"" if self.bits is None else zlib.compress(self.bits.to_bytes(), 1)
-        header = _HEADER.pack(self.is_complete, self.position, self.rows, len(self.starts), len(packed))
+        header = _HEADER.pack(
+            self.is_complete, self.position, self.rows, self.unreadable, len(self.starts), len(packed)
+        )
         places = np.array([self.starts, self.first_rows], _VALUES).tobytes()
         content = header + places + packed
         return _hash(key, content) + content
@@ -79,7 +83,7 @@ class FileScan:
         if len(content) < _HEADER.size or kept[:_HASH_BYTES] != _hash(key, content):
             return None
         scan = cls(selects=selects)
-        scan.is_complete, scan.position, scan.rows, places, _ = _HEADER.unpack_from(content)
+        scan.is_complete, scan.position, scan.rows, scan.unreadable, places, _ = _HEADER.unpack_from(content)
         offset = _HEADER.size + 2 * places * _VALUES.itemsize
         starts, first_rows = np.frombuffer(content[_HEADER.size : offset], _VALUES).reshape(2, places).tolist()
         scan.starts, scan.first_rows = starts, first_rows

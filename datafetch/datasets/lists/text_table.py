@@ -7,17 +7,15 @@ one up to there.
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
-import os
-from bisect import bisect_right
 from collections import Counter
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, suppress
+from dataclasses import dataclass
 from itertools import islice, pairwise
 from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -28,80 +26,29 @@ from datafetch.datasets.lists.record_blocks import Block, FieldSplitter, RecordS
 from datafetch.datasets.lists.row_bits import Bools
 from datafetch.datasets.lists.scan import FileScan, ScanKeeper
 from datafetch.datasets.lists.table import TYPED_ROWS, Column, InputFormat, ListRow, first_of
+from datafetch.datasets.lists.text_file import TextFile, path_time_ns
 from datafetch.datasets.lists.where import Condition
 from datafetch.datasets.readers import MAX_LINE_BYTES, BadRow, Int64s
-from datafetch.datasets.readers.compression import READ_ERRORS, check_zip, open_plain, opener_of
-from datafetch.errors import STARTS_OVER, ManifestError, unreadable
-from datafetch.model.regular_file import open_regular
+from datafetch.errors import STARTS_OVER, ManifestError
+from datafetch.model.untrusted import is_utf8
+from datafetch.model.wording import counted
 
-EDGE_BYTES = 1 << 16
-"""How much of a file's beginning shows what it is."""
-_BOM = b"\xef\xbb\xbf"
-_SKIP_BYTES = 1 << 20
 _MIN_ROW_LIMIT = 1 << 24  # accepted in a file of any size: 2 MiB of bits
 _MAX_COLUMNS = 10_000
 _URL_COLUMN = "url"
-_NEAREST_BLOCK = 8  # a block that is at most so many blocks ahead is reached by reading, and not by seeking
 
 
-class TextFile:
-    """The content of a file on this machine, decompressed.
-
-    Args:
-        path: The file.
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """Which records of a block meet all conditions.
 
     Attributes:
-        path: The file.
-        size_bytes: Its size on disk.
-        fingerprint: A hash of its size, its beginning and its end.
-        start: The first bytes of its content, without a byte order mark.
-        start_offset: The offset of these in its content: the size of the byte order mark.
-
-    Raises:
-        ManifestError: It can't be read.
+        are_selected: Of each record, whether it does.
+        unreadable: How many can't be read, which meet none.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        with _reading(path), open_regular(path) as file:
-            self.size_bytes = os.fstat(file.fileno()).st_size
-            start = file.read(EDGE_BYTES)
-            self.fingerprint = self._fingerprint(file)
-            self._open = opener_of(start)
-            check_zip(path, self._open)
-            with self._open(path) as content:
-                start = content.read(EDGE_BYTES)
-        self.start_offset = len(_BOM) if start.startswith(_BOM) else 0
-        self.start = start[self.start_offset :]
-
-    @property
-    def is_compressed(self) -> bool:
-        """Whether its content is larger than its size on disk."""
-        return self._open is not open_plain
-
-    @contextmanager
-    def opened_at(self, offset: int) -> Iterator[IO[bytes]]:
-        """Open the content at an offset.
-
-        Raises:
-            ManifestError: It can't be read, or has changed; also while it is read.
-        """
-        with _reading(self.path):
-            with open_regular(self.path) as file:
-                if os.fstat(file.fileno()).st_size != self.size_bytes or self._fingerprint(file) != self.fingerprint:
-                    raise ManifestError(f"{self.path} has changed since it was opened; {STARTS_OVER}")
-            with self._open(self.path) as content:
-                if not self.is_compressed:
-                    content.seek(offset)
-                else:
-                    _skip(content, offset)
-                yield content
-
-    def _fingerprint(self, file: IO[bytes]) -> str:
-        file.seek(0)
-        start = file.read(EDGE_BYTES)
-        file.seek(max(0, self.size_bytes - EDGE_BYTES))
-        return hashlib.sha256(b"%d " % self.size_bytes + start + file.read(EDGE_BYTES)).hexdigest()[:16]
+    are_selected: Bools
+    unreadable: int = 0
 
 
 class RecordParser(Protocol):
@@ -127,7 +74,7 @@ class RecordParser(Protocol):
         """
         ...
 
-    def select(self, block: Block, conditions: Sequence[Condition]) -> Bools:
+    def select(self, block: Block, conditions: Sequence[Condition]) -> Selection:
         """Which records of a block meet all conditions."""
         ...
 
@@ -174,8 +121,9 @@ class TextTable:
             scan.starts.append(block.offset)
             scan.first_rows.append(scan.rows)
             if scan.bits is not None:
-                scan.bits.add(self._parser.select(block, conditions))
-                scan.rows = scan.bits.rows
+                selection = self._parser.select(block, conditions)
+                scan.bits.add(selection.are_selected)
+                scan.rows, scan.unreadable = scan.bits.rows, scan.unreadable + selection.unreadable
             else:
                 scan.rows += block.count()
             scan.position = block.offset + len(block.content)
@@ -193,32 +141,25 @@ class TextTable:
     def rows(self, scan: FileScan, numbers: Int64s, columns: Sequence[str]) -> Iterator[ListRow | BadRow]:
         """The rows with these numbers."""
         del columns
-        wanted = numbers.tolist()
-        position = 0
-        while position < len(wanted):
-            index = bisect_right(scan.first_rows, wanted[position]) - 1
-            first_row = scan.first_rows[index]
-            for block in self._blocks(scan.starts[index], first_row):
-                if position == len(wanted):
-                    return
-                index += 1
-                stop = scan.first_rows[index] if index < len(scan.first_rows) else scan.rows
-                if wanted[position] >= stop:
-                    if bisect_right(scan.first_rows, wanted[position]) - 1 - index > _NEAREST_BLOCK:
-                        first_row = stop
-                        break  # to a later block, past those without a selected row
-                    first_row = stop
-                    continue
-                records = block.records()
-                if len(records) != stop - first_row:
+        if not len(numbers):
+            return
+        first_rows = np.array(scan.first_rows, np.int64)
+        # Of several blocks before which there are as many rows, the last one has some.
+        indices = np.searchsorted(first_rows, numbers, "right") - 1
+        bounds = [*scan.starts, scan.position]
+        offset = bounds[indices[0]]
+        with self._file.opened_at(offset) as content:
+            for index in np.unique(indices).tolist():
+                self._file.move(content, offset, bounds[index])
+                offset = bounds[index + 1]
+                block = self._parser.splitter.block_at(content, bounds[index], offset - bounds[index])
+                stop = scan.first_rows[index + 1] if index + 1 < len(scan.first_rows) else scan.rows
+                if block.count() != stop - scan.first_rows[index]:
                     raise ManifestError(f"{self.name} has changed since it was opened; {STARTS_OVER}")
-                while position < len(wanted) and wanted[position] < stop:
-                    yield self._row(wanted[position], records[wanted[position] - first_row])
-                    position += 1
-                first_row = stop
-            else:
-                if position < len(wanted):
-                    raise ManifestError(f"{self.name} has changed since it was opened; {STARTS_OVER}")
+                wanted = numbers[indices == index]
+                records = block.records_at(wanted - scan.first_rows[index])
+                for number, record in zip(wanted.tolist(), records, strict=True):
+                    yield self._row(number, record)
 
     def _row(self, number: int, record: bytes) -> ListRow | BadRow:
         try:
@@ -251,7 +192,7 @@ class UrlParser:
         """The URL."""
         return {_URL_COLUMN: _decode(record, _URL_COLUMN)}
 
-    def select(self, block: Block, conditions: Sequence[Condition]) -> Bools:
+    def select(self, block: Block, conditions: Sequence[Condition]) -> Selection:
         """Which URLs meet all conditions."""
         return _select(block, conditions, self)
 
@@ -261,7 +202,9 @@ class JsonParser:
 
     Args:
         file: The file.
-        columns: The keys of the objects, as far as they are known.
+
+    Raises:
+        ManifestError: The objects have too many keys.
     """
 
     def __init__(self, file: TextFile) -> None:
@@ -272,6 +215,7 @@ class JsonParser:
             rows = first_of(_readable(self, islice(lines, TYPED_ROWS)), TYPED_ROWS)
         self.columns: Sequence[str] = keys_of(rows)
         self.types: Mapping[str, str] = types_of_rows(rows)
+        refuse_many(file.path, self.columns)
 
     def parse(self, record: bytes) -> ListRow:
         """The object."""
@@ -279,7 +223,7 @@ class JsonParser:
             return as_row(_parse_text(record))
         return parse_json_line(record)
 
-    def select(self, block: Block, conditions: Sequence[Condition]) -> Bools:
+    def select(self, block: Block, conditions: Sequence[Condition]) -> Selection:
         """Which objects meet all conditions."""
         return _select(block, conditions, self)
 
@@ -307,41 +251,54 @@ class FieldParser:
             with file.opened_at(self.start_offset) as content:
                 first, self.start_offset = _first_record(self.splitter.blocks(content, self.start_offset))
             try:
-                header = [_decode(field, "the header").strip() for field in fields.split(first)]
+                header = [_decode(field, "its header").strip() for field in fields.split(first)]
             except BadRecordError as error:
-                raise ManifestError(f"{file.path}: its first line is {error}; write it as UTF-8") from error
-        if len(header) > _MAX_COLUMNS:
-            raise ManifestError(f"{file.path} has more than {_MAX_COLUMNS:,} columns; leave some out")
+                raise ManifestError(f"{file.path}: {error}; write it as UTF-8") from error
+        refuse_many(file.path, header)
         self.columns: Sequence[str] = tuple(header)
         self.types: Mapping[str, str] = dict.fromkeys(self.columns, STRING)
         self._fields = FieldSplitter(delimiter, is_quoted=is_quoted, max_fields=len(header))
 
     def parse(self, record: bytes) -> ListRow:
         """The fields by column; an empty field has no value."""
-        fields = self._fields.split(record)
-        if len(fields) != len(self.columns):
-            count = f"more than {len(self.columns):,}" if len(fields) > len(self.columns) else f"{len(fields):,}"
-            raise BadRecordError(f"it has {count} fields where the header has {len(self.columns):,}")
+        fields, is_open = self._fields.parse(record)
+        columns = len(self.columns)
+        if is_open:
+            raise BadRecordError("a quote in it is never closed")
+        if len(fields) != columns:
+            count = "more fields" if len(fields) > columns else counted(len(fields), "field")
+            raise BadRecordError(f"it has {count}, where the header has {columns:,}")
         return {
             name: _decode(field, f"column {name}") if field else None
             for name, field in zip(self.columns, fields, strict=True)
         }
 
-    def select(self, block: Block, conditions: Sequence[Condition]) -> Bools:
+    def select(self, block: Block, conditions: Sequence[Condition]) -> Selection:
         """Which records meet all conditions: by Arrow's parser, where it finds the same records."""
         names = [f"{number}" for number in range(len(self.columns))]
         needed = {one.column: names[self.columns.index(one.column)] for one in conditions}
         try:
-            table = self._parse_block(block, names, list(needed.values()))
+            table = self._parse_block(block, names, list(dict.fromkeys(needed.values())))
         except pa.ArrowException:
-            return _select(block, conditions, self)
+            return self._select(block, conditions)
         if table.num_rows != block.count():
-            return _select(block, conditions, self)
-        selected = np.ones(table.num_rows, np.bool_)
-        for condition in conditions:
-            values = table.column(needed[condition.column]).combine_chunks()
-            selected &= condition.select(values) & _have_value(values)
-        return selected
+            return self._select(block, conditions)
+        values = {name: table.column(number).combine_chunks() for name, number in needed.items()}
+        return Selection(_meet_all(values, conditions, table.num_rows))
+
+    def _select(self, block: Block, conditions: Sequence[Condition]) -> Selection:
+        """Which records meet all conditions: by their fields, one by one. What can't be read meets none."""
+        indices = {one.column: self.columns.index(one.column) for one in conditions}
+        records = [fields if not is_open else [] for fields, is_open in map(self._fields.parse, block.records())]
+        are_whole = np.array([len(fields) == len(self.columns) for fields in records], np.bool_)
+        values = {
+            name: pa.array(
+                (fields[index] if is_whole else None for fields, is_whole in zip(records, are_whole, strict=True)),
+                pa.large_binary(),
+            )
+            for name, index in indices.items()
+        }
+        return Selection(_meet_all(values, conditions, len(records)), int(np.count_nonzero(~are_whole)))
 
     def _parse_block(self, block: Block, names: list[str], needed: list[str]) -> Any:
         from pyarrow import csv  # noqa: PLC0415 - few jobs have a filter on such files
@@ -382,14 +339,19 @@ def _first_record(blocks: Iterable[Block]) -> tuple[bytes, int]:
     return b"", offset
 
 
-def path_time_ns(path: Path) -> int:
-    """When a file was last changed: a fingerprint of its edges would miss a change in its middle."""
-    return path.stat().st_mtime_ns
-
-
 def keys_of(rows: Iterable[ListRow]) -> tuple[str, ...]:
-    """The keys of objects, each once, in the order in which they are met."""
-    return tuple(dict.fromkeys(key for row in rows for key in row))
+    """The keys of objects, each once, in the order in which they are met; without those that no output can have."""
+    return tuple(filter(is_utf8, dict.fromkeys(key for row in rows for key in row)))
+
+
+def refuse_many(path: Path, columns: Sequence[str]) -> None:
+    """Check that a file does not have any number of columns.
+
+    Raises:
+        ManifestError: It has more than are accepted.
+    """
+    if len(columns) > _MAX_COLUMNS:
+        raise ManifestError(f"{path} has more than {_MAX_COLUMNS:,} columns; leave some out")
 
 
 def as_row(value: object) -> ListRow:
@@ -413,22 +375,33 @@ def _parse_text(record: bytes) -> object:
     return value
 
 
-def _select(block: Block, conditions: Sequence[Condition], parser: RecordParser) -> Bools:
-    return np.fromiter((_meets_all(record, conditions, parser) for record in block.records()), np.bool_)
+def _select(block: Block, conditions: Sequence[Condition], parser: RecordParser) -> Selection:
+    records = block.records()
+    are_selected = np.zeros(len(records), np.bool_)
+    unreadable = 0
+    for number, record in enumerate(records):
+        try:
+            row = parser.parse(record)
+        except BadRecordError:
+            unreadable += 1
+        else:
+            are_selected[number] = all(one.passes(row.get(one.column)) for one in conditions)
+    return Selection(are_selected, unreadable)
 
 
-def _meets_all(record: bytes, conditions: Sequence[Condition], parser: RecordParser) -> bool:
-    try:
-        row = parser.parse(record)
-    except BadRecordError:
-        return False
-    return all(one.passes(row.get(one.column)) for one in conditions)
+def _meet_all(values: Mapping[str, Any], conditions: Sequence[Condition], rows: int) -> Bools:
+    """Which fields meet all conditions; an empty field has no value."""
+    selected = np.ones(rows, np.bool_)
+    for condition in conditions:
+        found = values[condition.column]
+        selected &= condition.select(found) & _have_value(found)
+    return selected
 
 
 def _have_value(values: Any) -> Bools:
     import pyarrow.compute as pc  # noqa: PLC0415 - few jobs have a filter on such files
 
-    return np.asarray(pc.greater(pc.binary_length(values), 0).to_numpy(zero_copy_only=False))
+    return np.asarray(pc.greater(pc.binary_length(values), 0).fill_null(False).to_numpy(zero_copy_only=False))
 
 
 def _decode(text: bytes, what: str) -> str:
@@ -436,21 +409,3 @@ def _decode(text: bytes, what: str) -> str:
         return text.decode()
     except UnicodeDecodeError as error:
         raise BadRecordError(f"{what} is not UTF-8 at byte {error.start:,} of its text") from error
-
-
-def _skip(content: IO[bytes], size_bytes: int) -> None:
-    while size_bytes > 0:
-        skipped = len(content.read(min(size_bytes, _SKIP_BYTES)))
-        if not skipped:
-            return
-        size_bytes -= skipped
-
-
-@contextmanager
-def _reading(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except (RecordTooLongError, ManifestError, BadRecordError):
-        raise
-    except READ_ERRORS as error:
-        raise unreadable(path, error) from error

@@ -23,6 +23,7 @@ from typing import IO, TYPE_CHECKING, Any, TypeAlias
 
 from datafetch.errors import ManifestError
 from datafetch.model.regular_file import open_regular
+from datafetch.model.wording import counted
 
 if sys.version_info >= (3, 14):
     from compression import zstd
@@ -193,7 +194,7 @@ def _only_member(path: Path, archive: zipfile.ZipFile) -> zipfile.ZipInfo:
         member for member in archive.infolist() if not member.is_dir() and not member.filename.startswith("__MACOSX/")
     ]
     if len(members) != 1:
-        raise ManifestError(f"{path} holds {len(members):,} files; --source takes a zip with one")
+        raise ManifestError(f"{path} holds {counted(len(members), 'file')}; give a zip with one, or unpack it")
     (member,) = members
     if member.flag_bits & _ENCRYPTED:
         raise ManifestError(f"{path} is encrypted; unpack it first")

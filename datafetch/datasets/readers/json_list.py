@@ -176,10 +176,8 @@ class _Reader:
             except RecursionError as error:
                 raise JsonListError(_TOO_DEEP) from error
             except ValueError as error:
-                if too_long := explain_digit_limit(error):
-                    raise JsonListError(f"has a record that can't be read: {too_long}") from error
-                if is_final:
-                    raise JsonListError("is not JSON, or is cut short") from error
+                if is_final or explain_digit_limit(error):
+                    raise JsonListError(self._explain(error)) from error
             else:
                 # The digits of a number may continue beyond the window.
                 if is_final or not isinstance(value, int | float) or self._window[end : end + 1] in _AFTER_NUMBER:
@@ -192,6 +190,13 @@ class _Reader:
                     return value
             self._fill(file, more_chars)
             more_chars *= 2
+
+    def _explain(self, error: ValueError) -> str:
+        """Describe why the next value can't be parsed."""
+        if too_long := explain_digit_limit(error):
+            return f"has a record that can't be read: {too_long}"
+        long = "" if self._is_end else f", or has a record of more than {_MAX_RECORD_CHARS:,} characters"
+        return f"is not JSON, or is cut short{long}"
 
     def _fill(self, file: TextIO, chars: int) -> None:
         """Drop what was consumed from the window, and append text to it."""

@@ -133,7 +133,7 @@ class RemoteParquet:
             self._size_bytes = self._file.find_size().result()
         if self._size_bytes > _MAX_FILE_BYTES:
             raise ManifestError(
-                f"{self.name} claims to have {self._size_bytes:,} bytes, more than is accepted; check --source"
+                f"{self.name} claims to have {self._size_bytes:,} bytes, more than is accepted; check its address"
             )
         with _disk_errors(self.name):
             copy = tempfile.TemporaryFile()  # noqa: SIM115 - closed below, where other errors are others' faults

@@ -38,7 +38,6 @@ from list_files import (
     manifest_of,
     samples_of,
     zipped,
-    zstd,
 )
 
 from datafetch.cli.app import main
@@ -616,7 +615,7 @@ def test_streams_one_behind_the_other_are_one_content(tmp_path: Path) -> None:
         (gzip.compress, b""),
         (bz2.compress, b""),
         (lzma.compress, bytes(8)),
-        (zstd.compress, b""),
+        (COMPRESSIONS["zstd"], b""),
     ):
         content = compress(b"http://a.example/1\n") + padding + compress(b"http://a.example/2\n")
         urls = [sample.urls[0] for sample in samples_of(bound(tmp_path, content))]

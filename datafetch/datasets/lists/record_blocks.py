@@ -20,6 +20,7 @@ from typing import IO
 
 import numpy as np
 
+from datafetch.datasets.lists.row_bits import Bools
 from datafetch.datasets.readers import MAX_LINE_BYTES, Int64s
 
 _BLOCK_BYTES = 1 << 20
@@ -70,13 +71,14 @@ class Block:
         bounds = zip(starts.tolist(), self.ends[lines].tolist(), strict=True)
         return [_without_break(self.content[start:stop]) for start, stop in bounds]
 
-    def _are_records(self) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
+    def _are_records(self) -> Bools:
         sizes = np.diff(self.ends, prepend=0)
         content = np.frombuffer(self.content, np.uint8)
         has_break = content[self.ends - 1] == _NEWLINE
         has_return = content[np.maximum(0, self.ends - 1 - has_break)] == _RETURN
         text_bytes = sizes - has_break
-        return text_bytes - (has_return & (text_bytes > 0)) > 0
+        are_records: Bools = text_bytes - (has_return & (text_bytes > 0)) > 0
+        return are_records
 
 
 class RecordSplitter:
@@ -147,7 +149,8 @@ class RecordSplitter:
         quotes = np.flatnonzero(array == _QUOTE)
         before = np.searchsorted(quotes, breaks)
         if not len(breaks) or self._are_regular(array, quotes[: before[-1]]):
-            return breaks[before % 2 == 0].astype(np.int64) + 1
+            outside: Int64s = breaks[before % 2 == 0].astype(np.int64) + 1
+            return outside
         found = [match.end() for match in self._breaks.finditer(content) if match[0] == b"\n"]
         return np.array(found, np.int64)
 

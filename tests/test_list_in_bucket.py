@@ -28,8 +28,8 @@ from datafetch import Check, Job, ListFormat, ListJob, ListOptions, read_status,
 from datafetch.cli.app import main
 from datafetch.datasets import LIST
 from datafetch.demo.origin import Origin
+from datafetch.engine.cluster.interface import NodeLostError
 from datafetch.engine.cluster.messages import NodeReport
-from datafetch.engine.cluster.ray_cluster import NodeLostError
 from datafetch.engine.job import own_spec
 from datafetch.errors import ConfigurationError
 from datafetch.model.checksum import crc32

@@ -220,7 +220,9 @@ class _ImageStream:
                 if task is not None and task.cancelling():
                     raise
                 # A group takes a task that ends so for one that was told to, and URLs would be missing without a word.
-                raise RuntimeError("the iterable of URLs was cancelled before its end") from error
+                raise RuntimeError(
+                    "the iterable of URLs was cancelled before its end; let it end, or raise what says why"
+                ) from error
 
     async def _process(self, images: ImageFetcher, sample: Sample) -> None:
         with self._budget.reservation() as memory:

@@ -293,7 +293,7 @@ class _Shard:
         try:
             with open_regular(path) as file:
                 text = file.read(_MAX_STATS_BYTES)  # longer ones end too early to be JSON
-            stats = json.loads(text) if max_parsed_bytes(text) <= MAX_PARSED_BYTES else None
+            stats = json.loads(text) if max_parsed_bytes(text) <= MAX_PARSED_BYTES else {}
             said = {name: stats[name] for name in _COUNTS}
         except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
             raise_if_exhausted(error)
@@ -313,7 +313,9 @@ def _read_rows(path: Path) -> Iterator[SampleValues]:
     require_regular(path)
     file = ParquetFile(path, None)
     if missing := [name for name in _NEEDED if name not in file.types or name in file.repeated]:
-        raise ManifestError(f"does not have a column {' and one '.join(missing)}, as shards of samples have")
+        raise ManifestError(
+            f"lacks the column {', '.join(missing)} of a shard of samples; write it again, or leave it out"
+        )
     columns = [name for name in file.types if name not in file.repeated]
     for row in file.select(np.arange(file.rows, dtype=np.int64), columns):
         if isinstance(row, BadRow):

@@ -133,16 +133,12 @@ class Condition:
         value: Any = self.value.encode() if isinstance(self.value, str) else self.value
         if low is None or high is None or isinstance(low, bytes) != isinstance(value, bytes):
             return True
-        return bool(
-            {
-                "=": lambda: low <= value <= high,
-                "!=": lambda: not low == value == high or isinstance(low, bytes),
-                "<": lambda: low < value,
-                "<=": lambda: low <= value,
-                ">": lambda: high > value,
-                ">=": lambda: high >= value,
-            }[self.comparison]()
-        )
+        if self.comparison == "=":
+            return bool(low <= value <= high)
+        if self.comparison == "!=":
+            return isinstance(low, bytes) or not low == value == high
+        nearest = low if self.comparison.startswith("<") else high
+        return bool(_OPERATORS[self.comparison](nearest, value))
 
 
 def parse_conditions(texts: Sequence[str]) -> tuple[Condition, ...]:

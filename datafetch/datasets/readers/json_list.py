@@ -112,7 +112,7 @@ class _Reader:
         """Move to each record in turn, and yield the file to read it from; the caller reads exactly one record."""
         ends = {",", self._CLOSING}
         left = self._max_records or max(_MAX_RECORDS, self._path.stat().st_size // _RECORD_BYTES)
-        with self._open_at(self._start_bytes) as raw, TextIOWrapper(raw, encoding="utf-8", newline="") as file:  # type: ignore[type-var]  # it has a buffered file's methods
+        with self._open_at(self._start_bytes) as raw, TextIOWrapper(raw, encoding="utf-8", newline="") as file:
             character = self._next_character(file)
             if self._start_bytes == 0:
                 if character != self._OPENING:

@@ -22,7 +22,7 @@ from typing import TypeAlias
 
 from datafetch.engine.feed import MAX_OPEN_SHARDS
 from datafetch.engine.job import Job, dataset_of, reshard_plan
-from datafetch.engine.session import CHILD_PROCESSES, Backends
+from datafetch.engine.session import Backends
 from datafetch.errors import (
     ConfigurationError,
     DatafetchError,
@@ -60,18 +60,11 @@ async def run_in_bucket(job: Job, backends: Backends, work: Work) -> Report:
         ConfigurationError: The output can't be in a bucket, or another run works on it.
         ResourceError: The store can't be reached.
     """
-    place = Place.of(job.out)
-    dataset = await run_in_thread(dataset_of, job)
-    suffixes = _suffixes_of(dataset)
-    _refuse_reuse(job)
-    is_staged = reshard_plan(job, dataset) is not None
 
-    async def run(copy: WorkingCopy, recording: Backends) -> Report:
-        own = replace(job, out=str(copy.layout.out), stored_at=str(place), scratch=None)
-        return replace(await work(own, recording), out=str(place))
+    async def run(own: Job, copy: WorkingCopy, threads: ThreadPoolExecutor) -> Report:
+        return await work(own, _recording(backends, copy, threads))
 
-    make = partial(_make_copy, place, job.scratch, suffixes, is_staged=is_staged, purpose=Purpose.RUN)
-    return await _work_on_copy(place, make, backends, run)
+    return await _run_on_copy(job, Purpose.RUN, run)
 
 
 async def retry_in_bucket(location: str, job: Job, backends: Backends, work: WorkOnCopy) -> Report:
@@ -90,11 +83,11 @@ async def retry_in_bucket(location: str, job: Job, backends: Backends, work: Wor
     place = Place.of(location)
     suffixes = _suffixes_of(await run_in_thread(dataset_of, job))
 
-    async def retry(copy: WorkingCopy, recording: Backends) -> Report:
-        return replace(await work(copy, recording), out=str(place))
+    async def retry(copy: WorkingCopy, threads: ThreadPoolExecutor) -> Report:
+        return await work(copy, _recording(backends, copy, threads))
 
     make = partial(_make_copy, place, job.scratch, suffixes, is_staged=True, purpose=Purpose.RETRY)
-    return await _work_on_copy(place, make, backends, retry)
+    return await _work_on_copy(place, make, retry)
 
 
 async def steer_in_bucket(job: Job, work: Callable[[Job, WorkingCopy], Awaitable[Report]]) -> Report:
@@ -108,18 +101,29 @@ async def steer_in_bucket(job: Job, work: Callable[[Job, WorkingCopy], Awaitable
         ConfigurationError: The output can't be in a bucket, or another run works on it.
         ResourceError: The store can't be reached.
     """
+
+    async def steer(own: Job, copy: WorkingCopy, _: ThreadPoolExecutor) -> Report:
+        return await work(own, copy)
+
+    return await _run_on_copy(job, Purpose.STEERING, steer)
+
+
+async def _run_on_copy(
+    job: Job, purpose: Purpose, work: Callable[[Job, WorkingCopy, ThreadPoolExecutor], Awaitable[Report]]
+) -> Report:
+    """Run a job whose output is in a bucket as one whose output is the working copy."""
     place = Place.of(job.out)
     dataset = await run_in_thread(dataset_of, job)
     suffixes = _suffixes_of(dataset)
     _refuse_reuse(job)
-    is_staged = reshard_plan(job, dataset) is not None
 
-    async def steer(copy: WorkingCopy, _: Backends) -> Report:
+    async def run(copy: WorkingCopy, threads: ThreadPoolExecutor) -> Report:
         own = replace(job, out=str(copy.layout.out), stored_at=str(place), scratch=None)
-        return replace(await work(own, copy), out=str(place))
+        return await work(own, copy, threads)
 
-    make = partial(_make_copy, place, job.scratch, suffixes, is_staged=is_staged, purpose=Purpose.STEERING)
-    return await _work_on_copy(place, make, CHILD_PROCESSES, steer)
+    is_staged = reshard_plan(job, dataset) is not None
+    make = partial(_make_copy, place, job.scratch, suffixes, is_staged=is_staged, purpose=purpose)
+    return await _work_on_copy(place, make, run)
 
 
 def _make_copy(
@@ -129,13 +133,18 @@ def _make_copy(
     return WorkingCopy(place, folder, suffixes, is_staged=is_staged, purpose=purpose)
 
 
-async def _work_on_copy(place: Place, make: Callable[[], WorkingCopy], backends: Backends, work: WorkOnCopy) -> Report:
+async def _work_on_copy(
+    place: Place,
+    make: Callable[[], WorkingCopy],
+    work: Callable[[WorkingCopy, ThreadPoolExecutor], Awaitable[Report]],
+) -> Report:
+    """Open a working copy, work on it with threads for what waits for the store, and complete the output."""
     copy = await run_in_thread(make)
     threads = ThreadPoolExecutor(MAX_OPEN_SHARDS, thread_name_prefix="bucket")
     try:
         await run_in_thread(copy.open, on_cancel=copy.stop, threads=threads)
         _log.info("%s: the working copy is %s", place, copy.layout.out)
-        report = await work(copy, _recording(backends, copy, threads))
+        report = await work(copy, threads)
         await run_in_thread(copy.complete, on_cancel=copy.stop, threads=threads)
     except DatafetchError as error:
         await run_in_thread(copy.record_stop, on_cancel=copy.stop, threads=threads)
@@ -146,7 +155,7 @@ async def _work_on_copy(place: Place, make: Callable[[], WorkingCopy], backends:
     finally:
         await run_in_thread(copy.close, threads=threads)
         threads.shutdown(wait=False)  # nothing is left to do
-    return report
+    return replace(report, out=str(place))
 
 
 def _recording(backends: Backends, copy: WorkingCopy, threads: ThreadPoolExecutor) -> Backends:

@@ -297,6 +297,22 @@ def test_a_retry_gives_what_a_run_without_the_failures_gives(
     assert retry(str(folders.layout.out)).retried == 0
 
 
+@pytest.mark.rotating
+def test_equal_shards_of_pickles_are_retried_into_place(pictures: Pictures, tmp_path: Path) -> None:
+    """As those of other datasets for the same loader."""
+    trial = replace(pictures.write_list(tmp_path / "list", "equal", flaky=True), output_format="pickle")
+    places = [list_folders(tmp_path / name) for name in ("retried", "healed")]
+    jobs = [replace(trial.job(folders), world_size=2) for folders in places]
+    run(jobs[0])
+    retry(jobs[0].out)
+    resharded = run(jobs[1]).resharded
+    assert resharded is not None
+    assert resharded.world_size == 2
+    assert files_in(places[0].layout.out) == files_in(places[1].layout.out)
+    ids = [sample.columns["uid"] for sample in trial.samples if sample.key and sample.reasons in (["HTTP 500"], [None])]
+    assert sorted(one.row["id"] for one in read_samples(places[0].layout.out, "pickle")) == sorted(ids)
+
+
 @_kills
 @pytest.mark.slow
 def test_a_killed_retry_is_completed(
@@ -385,17 +401,24 @@ def test_captions_of_ten_megabytes_reach_workers(
     assert files_in(folders.layout.out) == files_in(alone.layout.out)
 
 
+@pytest.mark.usefixtures("_commands_in_threads")
 def test_a_list_whose_images_all_fail_has_no_image(
-    pictures: Pictures, output_format: str, tmp_path: Path, folders: RunFolders
+    pictures: Pictures, output_format: str, tmp_path: Path, folders: RunFolders, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """It is complete, and says why; a retry then makes what a run makes in which they arrive."""
     rows = [{"url": pictures.url("flaky", number, f"none-{output_format}")} for number in range(5)]
     inputs = [write_rows(tmp_path / "list.parquet", rows)]
     job = list_job(inputs, folders, output_format, shard_size=3)
-    assert run(job).totals.outcomes == {"http_status": 5}
+    command = ["get", str(inputs[0]), "--out", job.out, "--format", output_format, "--shard-size", "3", "--no-reshard"]
+    assert main([*command, "--allow-net", *LOOPBACK, "--retries", "0", "--json"]) == 0
+    summary = json.loads(capsys.readouterr().out)
+    rows_expected = 0 if output_format == ListFormat.PICKLE else 5
+    assert summary["images"] == {"total": 5, "ok": 0, "failed": 5, "reused": 0, "by_kind": {"http_status": 5}}
+    assert summary["samples"] == {"total": 5, "rows": rows_expected, "dropped": 5 - rows_expected}
+    assert (summary["dataset"], summary["complete"], summary["shards"]) == ("list", True, 2 if rows_expected else 0)
     assert read_status(job.out).state is RunState.COMPLETE
     stored = read_samples(folders.layout.out, output_format)
-    assert [one.row["error_message"] for one in stored] == ([] if output_format == "pickle" else ["HTTP 500"] * 5)
+    assert [one.row["error_message"] for one in stored] == ["HTTP 500"] * rows_expected
     assert not any(one.images for one in stored)
     files = files_in(folders.layout.out)
     assert run(job).requests == 0

@@ -490,6 +490,26 @@ def test_starting_over_leaves_nothing_of_another_format(
     assert files_in(folders.layout.out) == files
 
 
+@pytest.mark.parametrize("output_format", ["webdataset", "parquet", "pickle"], indirect=True)
+def test_a_run_of_another_format_does_not_harm_what_a_killed_one_left(
+    pictures: Pictures, output_format: str, tmp_path: Path, folders: RunFolders
+) -> None:
+    """It is refused; a shard that was complete, and not in its place yet, is there when the first job goes on."""
+    inputs = [write_rows(tmp_path / "list.parquet", [{"url": pictures.url("well", 0, f"killed-{output_format}")}])]
+    job, layout = list_job(inputs, folders, output_format), folders.layout
+    run(job)
+    files, ready = files_in(layout.out), layout.ready / "00000"
+    ready.mkdir(parents=True)
+    for path in listed(layout.out):
+        path.rename(ready / path.name)
+    layout.ledger("00000").rename(ready / "00000.ledger")
+    for other in {*FORMATS} - {output_format}:
+        with pytest.raises(ConfigurationError, match="was started with different settings"):
+            run(list_job(inputs, folders, other))
+    assert run(job).requests == 0
+    assert files_in(layout.out) == files
+
+
 def test_files_of_others_stay(pictures: Pictures, output_format: str, tmp_path: Path, folders: RunFolders) -> None:
     """A run that starts over deletes none of them, and names one where they would be taken for shards."""
     inputs = [write_rows(tmp_path / "list.parquet", [{"url": pictures.url("well", 0, f"mine-{output_format}")}])]

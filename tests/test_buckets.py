@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -65,6 +66,19 @@ def bucket(proxy: FaultyProxy) -> Iterator[Bucket]:
 def prefix() -> str:
     """A prefix that no other test uses."""
     return f"test-{next(_numbers)}-{os.getpid()}/"
+
+
+def test_a_store_that_never_answers_is_not_waited_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its address may be wrong, so the message has it, without a login."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    use(monkeypatch, login(f"http://user:secret@127.0.0.1:{port}"))
+    monkeypatch.setattr(bucket_module, "_FIRST_PATIENCE_S", 0.2)
+    with (
+        Bucket(BUCKET) as bucket,
+        pytest.raises(ResourceError, match=rf"\(no connection to 127\.0\.0\.1:{port}\); check the network"),
+    ):
+        bucket.get("x")
 
 
 def first_of(method: str, fault: Fault, *, part: str = "", times: int = 1) -> Callable[[str, str], Fault]:

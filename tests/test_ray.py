@@ -27,6 +27,8 @@ from datafetch import RunState, read_status
 from datafetch.demo.manifest import CoyoSource, write_coyo_source
 from datafetch.demo.origin import Origin
 from datafetch.demo.pictures import paint
+from datafetch.engine.cluster.ray_cluster import connected
+from datafetch.errors import ConfigurationError
 from datafetch.monitor.cluster_snapshot import NodeState, read_cluster
 from datafetch.store.layout import OutputLayout
 
@@ -285,6 +287,15 @@ def write_command(folder: Path, name: str, text: str) -> None:
     path = folder / name
     path.write_text(f"#!/usr/bin/env bash\n{text}\n")
     path.chmod(0o755)
+
+
+def test_an_address_without_a_cluster_is_refused_at_once() -> None:
+    """Ray itself would try it for a quarter of an hour, and obey no signal meanwhile."""
+    with (
+        pytest.raises(ConfigurationError, match=r"no Ray cluster answers at 127\.0\.0\.1:"),
+        connected(f"127.0.0.1:{free_port()}"),
+    ):
+        pass
 
 
 def free_port() -> int:

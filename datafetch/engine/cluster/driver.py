@@ -428,6 +428,10 @@ class Driver:
         finally:
             member.gone_by_s = time.monotonic() + max_absence_s(0.0, self._timeouts.abandoned_s)
         self._set_state(member, NodeState.AT_WORK, "")
+        working = sum(one.state is NodeState.AT_WORK for one in self._members.values())
+        _log.info(
+            "node %s has begun to work (%g CPUs); %s at work", member.name, member.node.cpus, counted(working, "node")
+        )
 
     async def _check(self, cluster: Cluster, server: Any) -> None:
         """Find out whether a node makes the same bytes from the same files.

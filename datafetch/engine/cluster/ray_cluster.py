@@ -18,6 +18,7 @@ import logging
 import os
 import re
 import secrets
+import socket
 import sys
 import warnings
 from collections import Counter
@@ -38,7 +39,8 @@ LEAST_VERSION = (2, 53)
 """The first version whose token authentication was found to hold; see ``docs/security.md``."""
 _TOKEN_MODE = "token"  # noqa: S105 - no password: of RAY_AUTH_MODE, that requests are authenticated
 _LOOPBACK = "127.0.0.1"
-_LOCAL = "local"
+_LOCAL, _AUTO = "local", "auto"
+_ANSWER_TIMEOUT_S = 10.0
 _TOKEN_BYTES = 32
 _SHORT_ID = 8
 _HEAD = "node:__internal_head__"  # a resource that the head alone has
@@ -286,12 +288,14 @@ def _load_ray() -> Any:
 
 
 def _init(ray: Any, address: str) -> None:
+    _refuse_silent(address)
     settings: dict[str, Any] = {"address": address}
     if address == _LOCAL:
         settings |= {"include_dashboard": False, "_node_ip_address": _LOOPBACK}
     elif not _has_token() and os.environ["RAY_AUTH_MODE"] == _TOKEN_MODE:
+        where = "on this machine" if address == _AUTO else f"at {address}"
         raise ConfigurationError(
-            f"there is no token for the cluster at {address}; put the one that it was started with into "
+            f"there is no token for the cluster {where}; put the one that it was started with into "
             "~/.ray/auth_token or RAY_AUTH_TOKEN (ray get-auth-token prints it)"
         )
     folder = os.open(".", os.O_PATH)  # since a deleted folder has no name
@@ -311,6 +315,25 @@ def _init(ray: Any, address: str) -> None:
     finally:
         os.fchdir(folder)
         os.close(folder)
+
+
+def _refuse_silent(address: str) -> None:
+    """Check that something listens at an address, which Ray itself tries for a quarter of an hour.
+
+    Raises:
+        ConfigurationError: Nothing does.
+    """
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdecimal():
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), _ANSWER_TIMEOUT_S).close()
+    except (OSError, OverflowError, UnicodeError) as error:
+        reason = (isinstance(error, OSError) and error.strerror) or one_line(str(error))
+        raise ConfigurationError(
+            f"no Ray cluster answers at {address} ({reason}); start its head there (ray start --head), or check the "
+            "address and the port"
+        ) from error
 
 
 def _forget_token() -> None:

@@ -28,6 +28,7 @@ from email.utils import parsedate_to_datetime
 from functools import partial
 from pathlib import Path
 from typing import Any, Self, TypeVar
+from urllib.parse import urlsplit
 
 from datafetch.errors import ConfigurationError, ResourceError, raise_if_exhausted
 from datafetch.model.untrusted import one_line
@@ -38,6 +39,7 @@ _MAX_READ_BYTES = 256 << 20  # into memory: a log entry with all files of 100,00
 _MAX_PARTS = 9_000  # a store takes 10,000
 _THREADS = 4  # each holds a part in memory
 _PATIENCE_S = 240.0
+_FIRST_PATIENCE_S = 20.0  # until the store has answered for the first time: its address may be wrong
 _FIRST_PAUSE_S, _MAX_PAUSE_S = 0.5, 20.0
 _CONNECT_TIMEOUT_S, _READ_TIMEOUT_S = 10, 60
 _LEAST_PAUSE = 0.5  # of the full one; at random, so that what was throttled together is not sent again together
@@ -124,6 +126,7 @@ class Bucket:
     def __init__(self, name: str) -> None:
         self.name = name
         self.stop = threading.Event()
+        self._has_answered = False
         self._client = _open_client()
         self._parts = ThreadPoolExecutor(_THREADS, thread_name_prefix="upload")
 
@@ -318,10 +321,12 @@ class Bucket:
             try:
                 return self._send(request, doing)
             except _TransientError as error:
-                if time.monotonic() - began_s > _PATIENCE_S:
+                patience_s = _PATIENCE_S if self._has_answered else _FIRST_PATIENCE_S
+                if time.monotonic() - began_s > patience_s:
                     raise ResourceError(
-                        f"could not {doing} in s3://{self.name} for {_PATIENCE_S:.0f} seconds ({error}); check the "
-                        "network and the store, and run the same command again (nothing fetched so far is lost)"
+                        f"could not {doing} in s3://{self.name} for {patience_s:.0f} seconds ({error}); check the "
+                        "network, the store and its endpoint (AWS_ENDPOINT_URL), and run the same command again "
+                        "(nothing fetched so far is lost)"
                     ) from error
                 if self.stop.wait(pause_s * random.uniform(_LEAST_PAUSE, 1)):  # noqa: S311 - no secret
                     raise StoppedError from error
@@ -336,15 +341,18 @@ class Bucket:
         from botocore import exceptions as errors  # noqa: PLC0415 - loaded only where a bucket is used
 
         try:
-            return request()
+            result = request()
         except errors.ClientError as error:
+            self._has_answered = True
             raise self._judged(error, doing) from error
         except (errors.NoCredentialsError, errors.PartialCredentialsError, errors.CredentialRetrievalError) as error:
             raise ConfigurationError(
                 f"there are no credentials for s3://{self.name}; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, "
                 "AWS_PROFILE, or give this machine a role"
             ) from error
-        except (errors.HTTPClientError, errors.EndpointConnectionError, errors.IncompleteReadError) as error:
+        except errors.EndpointConnectionError as error:
+            raise _TransientError(self._no_connection()) from error
+        except (errors.HTTPClientError, errors.IncompleteReadError) as error:
             raise _TransientError(type(error).__name__) from error
         except errors.BotoCoreError as error:
             raise ConfigurationError(
@@ -355,6 +363,13 @@ class Bucket:
             if error.filename:  # a file of ours
                 raise
             raise _TransientError(type(error).__name__) from error
+        else:
+            self._has_answered = True
+            return result
+
+    def _no_connection(self) -> str:
+        """What to say if no connection can be opened: to which host and port, without a login."""
+        return f"no connection to {urlsplit(self._client.meta.endpoint_url).netloc.rpartition('@')[2]}"
 
     def _judged(self, error: Any, doing: str) -> Exception:
         """What it means that the store has not carried out a request."""

@@ -52,7 +52,8 @@ class Place:
         parts = path.strip("/").split("/")
         if not _BUCKET.fullmatch(bucket) or not all(parts) or {".", ".."} & set(parts) or "?" in path or "#" in path:
             raise ConfigurationError(
-                f"{without_secrets(location)} is no place for an output; give s3://BUCKET/FOLDER, with plain names"
+                f"{without_secrets(location)} is no place for an output; give s3://BUCKET/FOLDER, with the name of a "
+                "bucket (three characters or more) and plain names of folders"
             )
         return cls(bucket, "/".join(parts).removesuffix(SUFFIX))
 

@@ -113,7 +113,10 @@ def read_recorded(location: str, name: str) -> bytes | None:
 
 def no_run(place: Place) -> ConfigurationError:
     """The error for a place in which there is no run."""
-    return ConfigurationError(f"there is no run in {place}; give the place that a run writes to, s3://BUCKET/FOLDER")
+    return ConfigurationError(
+        f"there is no run in {place}; give an output itself, which 'prepare' puts below its --root, such as "
+        "s3://BUCKET/FOLDER/coyo-700m/pkl03-split"
+    )
 
 
 class View:

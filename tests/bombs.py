@@ -126,7 +126,8 @@ def blank_lines(count: int) -> Iterator[bytes]:
         count -= MIB
 
 
-def write_blank_lines(path: Path, lines: int) -> None:
-    """Write this many blank lines, in some kilobytes."""
+def write_blank_lines(path: Path, lines: int, header: bytes = b"") -> None:
+    """Write this many blank lines behind a header, in some kilobytes."""
     with zstd.open(path, "wb") as file:
+        file.write(header)
         file.writelines(blank_lines(lines))

@@ -30,7 +30,8 @@ from datafetch.transcode.spec import BodyCheck, Encoding, ImageSpec
 FULL = ImageSpec(encode=Encoding.RECEIVED)
 HEADER = replace(FULL, check=BodyCheck.HEADER)
 KIB, MIB = 1024, 1024 * 1024
-_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
+Image.init()
+_FORMATS = [name for name in ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF") if name in Image.SAVE]
 _RECOGNISED_BYTES = 26  # from which on every format is told apart, and a shorter file can be none
 _LIMIT_S = 10.0  # hostile bodies of 32 MiB take some 0.7 s; without a bound they took minutes
 

@@ -15,7 +15,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import IO
 
 import numpy as np
@@ -60,18 +59,26 @@ class Block:
 
     def records(self) -> list[bytes]:
         """The records without their line breaks; empty lines are none."""
-        bounds = [0, *self.ends.tolist()]
-        records = (_without_break(self.content[start:stop]) for start, stop in pairwise(bounds))
-        return [record for record in records if record]
+        return self._records_in(np.flatnonzero(self._are_records()))
 
     def records_at(self, numbers: Int64s) -> list[bytes]:
         """Some of the records, by their numbers among those that are not empty."""
-        lines = np.flatnonzero(self._are_records())[numbers]
+        return self._records_in(np.flatnonzero(self._are_records())[numbers])
+
+    def end_of_first(self) -> int:
+        """The offset in the content behind the first record; 0 if there is none."""
+        first = np.flatnonzero(self._are_records())[:1]
+        return int(self.ends[first[0]]) if len(first) else 0
+
+    def _records_in(self, lines: Int64s) -> list[bytes]:
+        """The records in lines that are not empty."""
         starts = np.where(lines > 0, self.ends[lines - 1], 0)
         bounds = zip(starts.tolist(), self.ends[lines].tolist(), strict=True)
         return [_without_break(self.content[start:stop]) for start, stop in bounds]
 
     def _are_records(self) -> Bools:
+        if not self.content.strip(b"\r\n"):  # many times as fast, for what compresses to nothing
+            return np.zeros(len(self.ends), np.bool_)
         sizes = np.diff(self.ends, prepend=0)
         content = np.frombuffer(self.content, np.uint8)
         has_break = content[self.ends - 1] == _NEWLINE
@@ -120,7 +127,7 @@ class RecordSplitter:
                 return
             if len(ends):
                 size_bytes = int(ends[-1])
-                if int(np.max(np.diff(ends, prepend=0))) > MAX_LINE_BYTES:
+                if size_bytes > MAX_LINE_BYTES and int(np.max(np.diff(ends, prepend=0))) > MAX_LINE_BYTES:
                     raise RecordTooLongError(count)
                 block = Block(offset, content[:size_bytes], ends)
                 yield block
@@ -145,7 +152,8 @@ class RecordSplitter:
         array = np.frombuffer(content, np.uint8)
         breaks = np.flatnonzero(array == _NEWLINE)
         if not self.delimiter or b'"' not in content:
-            return breaks.astype(np.int64) + 1
+            breaks += 1
+            return breaks
         quotes = np.flatnonzero(array == _QUOTE)
         before = np.searchsorted(quotes, breaks)
         if not len(breaks) or self._are_regular(array, quotes[: before[-1]]):

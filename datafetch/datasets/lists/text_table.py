@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass
-from itertools import islice, pairwise
+from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -332,10 +332,9 @@ def _first_record(blocks: Iterable[Block]) -> tuple[bytes, int]:
     """The first record that is not empty, and the offset behind it; an empty one if there is none."""
     offset = 0
     for block in blocks:
-        for start, stop in pairwise([0, *block.ends.tolist()]):
-            offset = block.offset + stop
-            if record := block.content[start:stop].rstrip(b"\r\n"):
-                return record, offset
+        if stop := block.end_of_first():
+            return block.content[:stop].strip(b"\r\n"), block.offset + stop
+        offset = block.offset + len(block.content)
     return b"", offset
 
 

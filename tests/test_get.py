@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import pickle
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 from archive_server import ArchiveServer, Behaviour
 from conftest import LOOPBACK
+from hub_server import HubServer
 from in_process import run
 from jobs import files_of, path_of, read_ledger, read_rows, requests_since
 
@@ -206,3 +207,58 @@ def test_what_a_scan_has_found_serves_later_runs(
     monkeypatch.setattr(ParquetFile, "batches", None)  # by which conditions read
     run(second)
     assert files_of(second) == files_of(first)
+
+
+@pytest.fixture
+def hub(
+    tmp_path: Path, own_origin: Origin, small_pictures: tuple[Path, list[str]], monkeypatch: pytest.MonkeyPatch
+) -> Iterator[HubServer]:
+    """A dataset on the hub with lists of several kinds, and what is none."""
+    urls = [own_origin.url("well", small_pictures[1][0], f"hub{number}") for number in range(4)]
+    files = {
+        "data/a.parquet": write_list(tmp_path / "a.parquet", urls[:2]).read_bytes(),
+        "data/b.csv": f"url\n{urls[2]}\n".encode(),
+        "c.txt": f"{urls[3]}\n".encode(),
+        "README.md": b"a dataset",
+    }
+    with HubServer({"owner/lists": files}) as server:
+        server.use(monkeypatch, tmp_path / "hub")
+        yield server
+
+
+@pytest.mark.parametrize(
+    ("path", "rows", "contents"),
+    [
+        ("", 4, ["c.txt", "data/b.csv"]),
+        ("/data", 3, ["data/b.csv"]),
+        ("/data/a.parquet", 2, []),
+        ("/*/*.csv", 1, ["data/b.csv"]),
+    ],
+)
+def test_lists_on_the_hub_are_found(
+    tmp_path: Path, hub: HubServer, path: str, rows: int, contents: Sequence[str]
+) -> None:
+    """All of a dataset, those below a folder, one, or those that match a pattern; parquet is read where it is."""
+    job = list_job(f"hf://datasets/owner/lists@main{path}", tmp_path / "out")
+    assert run(job).totals.outcomes == {"ok": rows}
+    assert sorted(set(hub.contents()) - {"data/a.parquet"}) == contents
+    assert not list((tmp_path / "hub").rglob("*.parquet"))
+
+
+@pytest.mark.usefixtures("hub")
+@pytest.mark.parametrize("path", ["/none", "/*.json"])
+def test_a_place_on_the_hub_without_lists_is_refused(tmp_path: Path, path: str) -> None:
+    """One line says what to give."""
+    job = list_job(f"hf://datasets/owner/lists@main{path}", tmp_path / "out")
+    with pytest.raises(ConfigurationError, match="has no files of a list; give the path of one, or a pattern"):
+        run(job)
+
+
+@pytest.mark.parametrize(
+    ("place", "message"),
+    [("ftp://host/list.txt", "ftp: can't be read; give a path"), ("http://[bad/list.csv", "is not valid")],
+)
+def test_a_place_that_can_not_be_read_is_refused(tmp_path: Path, place: str, message: str) -> None:
+    """Before anything is requested."""
+    with pytest.raises(ConfigurationError, match=message):
+        run(list_job(place, tmp_path / "out"))

@@ -7,7 +7,6 @@ from io import FileIO
 from itertools import pairwise
 from pathlib import Path
 
-import aiofiles
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -318,15 +317,56 @@ async def test_a_sample_without_all_results_is_a_bug(tmp_path: Path) -> None:
         spooled.record(jpeg_of)
 
 
+def make_large_result(sample: Sample, image: int, size_bytes: int) -> ImageResult:
+    """Return the result of an image whose JPEG has this size, and begins with its number."""
+    jpeg = image.to_bytes(4, "big") + bytes(size_bytes - 4)
+    return make_result(sample, image, Encoded(jpeg, 4, 3, "PNG", "ab"))
+
+
+async def test_entries_of_many_callers_are_where_they_were_said_to_be(tmp_path: Path) -> None:
+    """Entries that take several writes, and more pieces than one write may have, are in the order of their callers."""
+    sizes = [*[1 << 20] * 20, *[10] * 600, 9 << 20, *[10] * 600]
+    sample = make_sample(0, images=len(sizes))
+    spool = await Spool.open(tmp_path / "x.spool")
+    results = [make_large_result(sample, image, size) for image, size in enumerate(sizes)]
+    offsets = await asyncio.gather(*map(spool.append, results))
+    assert sorted(offsets) == offsets
+    for image, (offset, size) in enumerate(zip(offsets, sizes, strict=True)):
+        found = await spool.entries.image(offset)
+        assert found is not None
+        assert (found.line.image, len(found.jpeg)) == (image, size)
+    await spool.append(sample)
+    await spool.close()
+    (spooled,) = await read(tmp_path / "x.spool")
+    assert len(spooled.images) == len(sizes)
+
+
+async def test_a_cancelled_append_is_written_to_its_end(tmp_path: Path) -> None:
+    """What is appended afterwards follows it, so that nothing is torn."""
+    sample = make_sample(0, images=20)
+    spool = await Spool.open(tmp_path / "x.spool")
+    for image in range(0, 20, 2):
+        cancelled = asyncio.create_task(spool.append(make_large_result(sample, image, 30 << 20)))
+        while spool.path.stat().st_size < image * (15 << 20) + (1 << 20):  # noqa: ASYNC110 - until its write has begun
+            await asyncio.sleep(0)
+        cancelled.cancel()
+        await spool.append(make_large_result(sample, image + 1, 10))
+        await asyncio.wait([cancelled])  # it may have been too late to cancel it
+    await spool.append(sample)
+    await spool.close()
+    (spooled,) = await read(tmp_path / "x.spool")
+    assert len(spooled.images) == 20
+
+
 async def test_a_full_disk_stops_the_run(tmp_path: Path) -> None:
     """The error says what to do, and whose fault it is: not the image's."""
     sample = make_sample(0)
-    full = await aiofiles.open("/dev/full", "wb", buffering=0)
+    full = Path("/dev/full").open("wb", buffering=0)  # noqa: ASYNC230, SIM115 - never waits; closed below
     (tmp_path / "x.spool").touch()
     spool = await asyncio.to_thread(Spool, tmp_path / "x.spool", full, Recovered(), bytes(8), 0)
     with pytest.raises(ResourceError, match=r"No space left on device.*run the same command again"):
         await spool.append(make_result(sample, 0, FAILURE), sample)
     spool.entries.release()
-    await full.close()
+    full.close()
     with pytest.raises(ResourceError, match="run the same command again"):
         await Spool.open(Path("/proc/nowhere/x.spool"))

@@ -24,15 +24,14 @@ fails may leave half an entry, so a spool refuses all writes after it; the next 
 from __future__ import annotations
 
 import asyncio
+import io
 import os
-from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections import Counter, deque
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Self
-
-from aiofiles.threadpool import wrap
-from aiofiles.threadpool.binary import AsyncFileIO
 
 from datafetch.errors import ResourceError
 from datafetch.model.ledger_line import LedgerLine
@@ -50,6 +49,9 @@ from datafetch.store.spool_format import (
     read_entry,
     read_marker,
 )
+
+_MAX_WRITE_BYTES = 4 * 1024 * 1024  # in one go, so that callers don't all wait for all, and then all begin again
+_MAX_WRITE_PIECES = os.sysconf("SC_IOV_MAX")
 
 
 @dataclass(slots=True)
@@ -101,15 +103,15 @@ class Spool:
         entries: Reads what was written to this one.
     """
 
-    def __init__(self, path: Path, file: AsyncFileIO, recovered: Recovered, marker: bytes, end_offset: int) -> None:
+    def __init__(self, path: Path, file: io.FileIO, recovered: Recovered, marker: bytes, end_offset: int) -> None:
         self.path = path
         self.recovered = recovered
         self.entries = WrittenEntries(path, marker)
         self._marker = marker
         self._file = file
         self._end_offset = end_offset
-        self._pending: list[bytes] = []
-        self._appended = self._written = 0  # calls of ``append``, and those of them whose entries have been written
+        self._pending: deque[Sequence[bytes]] = deque()  # the pieces of each entry
+        self._appended = self._written = 0  # entries that were appended, and those of them whose write has ended
         self._writing = asyncio.Lock()
         self._syncing = asyncio.Lock()
         self._is_on_disk = False
@@ -147,7 +149,7 @@ class Spool:
         marker, end_offset = _recover(path, recovered)
         file = path.open("ab", buffering=0)
         try:
-            return cls(path, wrap(file), recovered, marker, end_offset)
+            return cls(path, file, recovered, marker, end_offset)
         except BaseException:
             file.close()
             raise
@@ -155,9 +157,10 @@ class Spool:
     async def append(self, *records: SpoolRecord) -> int:
         """Append entries and return when the operating system has them.
 
-        The caller that holds the lock writes the entries of all callers that arrived in the meantime, and of those that
-        arrive in the same iteration of the event loop, as the images of a codec process do: each write takes a thread.
-        A caller waits for two writes at most, so the entries that are pending are bounded by the number of callers.
+        The caller that holds the lock writes the entries of callers that arrived in the meantime as well, and of those
+        that arrive in the same iteration of the event loop, as the images of a codec process do: each write takes a
+        thread. It writes some megabytes at once, the oldest entries first, and callers get the lock in their order. So
+        those whose entries are written can go on with other images while the rest is written.
 
         Returns:
             The offset of the first entry, for ``entries.image``.
@@ -168,16 +171,17 @@ class Spool:
         offset = self._end_offset
         for record in records:
             pieces = encode(record, self._marker)
-            self._pending += pieces
+            self._pending.append(pieces)
             self._end_offset += sum(map(len, pieces))
-        self._appended += 1
+        self._appended += len(records)
         number = self._appended
         async with self._writing:
             if number > self._written:
                 await asyncio.sleep(0)
-                appended = self._appended
-                await self._flush()
-                self._written = appended
+            while number > self._written:
+                await self._write_next()
+            if self._failure is not None:
+                raise self._failure
         return offset
 
     async def sync(self) -> None:
@@ -200,24 +204,49 @@ class Spool:
         """Write what is pending and close the file, which stays on disk."""
         async with self._syncing, self._writing:
             try:
-                await self._flush()
+                while self._pending:
+                    await self._write_next()
             finally:
-                await self._file.close()
+                await asyncio.to_thread(self._file.close)
                 self.entries.release()
 
-    async def _flush(self) -> None:
+    async def _write_next(self) -> None:
+        """Write the next entries that are pending.
+
+        Raises:
+            ResourceError: They, or earlier ones, can't be written.
+        """
         if self._failure is not None:  # the last entry may be torn, so nothing may be appended after it
             raise self._failure
-        unwritten = memoryview(b"".join(self._pending))
-        self._pending.clear()
-        if unwritten:
-            self._is_on_disk = False
+        pieces: list[bytes] = []
+        size_bytes = 0
+        while self._pending and size_bytes < _MAX_WRITE_BYTES and len(pieces) < _MAX_WRITE_PIECES:
+            entry = self._pending.popleft()
+            pieces += entry
+            size_bytes += sum(map(len, entry))
+            self._written += 1
+        self._is_on_disk = False
+        await run_in_thread(self._write, pieces)  # to its end: what is written next must follow it
+
+    def _write(self, pieces: Sequence[bytes]) -> None:
         try:
-            while unwritten:
-                unwritten = unwritten[await self._file.write(unwritten) :]
+            _write_all(self._file.fileno(), pieces)
         except OSError as error:
             self._failure = ResourceError.from_disk_error(error, f"write {self.path}, which has images in progress")
             raise self._failure from error
+
+
+def _write_all(fd: int, pieces: Iterable[bytes]) -> None:
+    """Write pieces one after another, without joining them."""
+    unwritten = deque(memoryview(piece) for piece in pieces if piece)
+    while unwritten:
+        written = os.writev(fd, [*islice(unwritten, _MAX_WRITE_PIECES)])
+        while written:
+            first = unwritten.popleft()
+            if written < len(first):
+                unwritten.appendleft(first[written:])
+                break
+            written -= len(first)
 
 
 class WrittenEntries:

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from process_cluster import ProcessCluster, ProcessNode
 
 from datafetch import Job
-from datafetch.engine.cluster.driver import run_on_cluster
+from datafetch.engine.cluster.cluster_run import run_on_cluster
 
 
 def start_driver(job: Job, nodes: Mapping[str, Mapping[str, str]]) -> subprocess.Popen[bytes]:

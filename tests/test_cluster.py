@@ -35,7 +35,8 @@ from datafetch.demo.manifest import CoyoSource, write_coyo_source
 from datafetch.demo.origin import Origin
 from datafetch.engine.bound_job import bind
 from datafetch.engine.cluster.choice import Engine, WhereToRun
-from datafetch.engine.cluster.driver import Driver, Timeouts, run_on_cluster
+from datafetch.engine.cluster.cluster_run import run_on_cluster
+from datafetch.engine.cluster.driver import Driver, Timeouts
 from datafetch.engine.cluster.interface import ClusterNode, NodeLostError
 from datafetch.engine.cluster.limits import NodeLimits, divide_limits
 from datafetch.engine.cluster.member import Member

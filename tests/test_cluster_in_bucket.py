@@ -24,7 +24,8 @@ from test_bucket_output import lines_of, objects_of, stable, state_keys
 from datafetch import Job, Report, read_status
 from datafetch.demo.manifest import CoyoSource, write_coyo_source
 from datafetch.demo.origin import Origin
-from datafetch.engine.cluster.driver import Timeouts, run_on_cluster
+from datafetch.engine.cluster.cluster_run import run_on_cluster
+from datafetch.engine.cluster.driver import Timeouts
 from datafetch.engine.cluster.interface import NodeLostError
 from datafetch.engine.cluster.messages import NodeReport, Orders
 from datafetch.errors import ConfigurationError, ResourceError

@@ -44,7 +44,8 @@ from runs import Run, RunFolders, StoredImages, listed
 
 from datafetch import ConfigurationError, Job, ListFormat, ListJob, ListOptions, ManifestError, RunState, read_status
 from datafetch.cli.app import main
-from datafetch.engine.cluster.driver import Timeouts, run_on_cluster
+from datafetch.engine.cluster.cluster_run import run_on_cluster
+from datafetch.engine.cluster.driver import Timeouts
 from datafetch.store.layout import OutputLayout
 
 pytestmark = pytest.mark.usefixtures("_own_cache")

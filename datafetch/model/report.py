@@ -106,6 +106,27 @@ class FetchedShards:
     ended_before: Mapping[str, int] = field(default_factory=dict)
     networks: tuple[str, ...] = ()
 
+    @classmethod
+    def sum(cls, parts: Iterable[FetchedShards]) -> FetchedShards:
+        """What several processes did; without how long it took, and without what they reused or found ended."""
+        done = tuple(parts)
+        alike = {one.failed_alike for one in done}
+        return cls(
+            totals=ShardCounts.sum(one.totals for one in done),
+            ended=sum(one.ended for one in done),
+            ended_ok=sum(one.ended_ok for one in done),
+            not_requested=sum(one.not_requested for one in done),
+            arrived=sum(one.arrived for one in done),
+            repeated=sum(one.repeated for one in done),
+            fetched_bytes=sum(one.fetched_bytes for one in done),
+            written_bytes=sum(one.written_bytes for one in done),
+            requests=sum(one.requests for one in done),
+            connections=sum(one.connections for one in done),
+            peak_open_requests=sum(one.peak_open_requests for one in done),
+            failed_alike=alike.pop() if len(alike) == 1 else None,
+            networks=tuple(dict.fromkeys(network for one in done for network in one.networks)),
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class Report:

@@ -79,7 +79,7 @@ class WhereToRun:
         """
         if self.engine is Engine.LOCAL:
             return run(job, observers, repeated=repeated)
-        from datafetch.engine.cluster.driver import run_on_cluster  # noqa: PLC0415 - a run on this machine does not need it
+        from datafetch.engine.cluster.cluster_run import run_on_cluster  # noqa: PLC0415 - a run on this machine does not need it
         from datafetch.engine.cluster.ray_cluster import connected  # noqa: PLC0415 - nor this
 
         work = run_on_cluster(job, lambda: connected(self.ray_address), observers, repeated=repeated)

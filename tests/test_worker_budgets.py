@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from datafetch import Job
+from datafetch import BodyCheck, Encoding, ImageSpec, Job
 from datafetch.engine.workers import budgets
 from datafetch.engine.workers.budgets import count_workers, log_workers, policy_of_reader, share_of
 from datafetch.engine.workers.owner import owner_of_host, owner_of_url
@@ -34,6 +34,16 @@ def test_there_is_one_worker_for_six_cpus(monkeypatch: pytest.MonkeyPatch, cpus:
     """And on a small machine the process that there is."""
     monkeypatch.setattr(budgets, "available_cpus", lambda: cpus)
     assert count_workers(job()) == workers
+
+
+@pytest.mark.parametrize(("cpus", "workers"), [(1, 1), (2, 1), (3, 1), (4, 2), (64, 32)])
+def test_there_is_one_worker_for_two_cpus_without_a_codec(
+    monkeypatch: pytest.MonkeyPatch, cpus: int, workers: int
+) -> None:
+    """Where only headers are looked at, the loops are what takes the time."""
+    monkeypatch.setattr(budgets, "available_cpus", lambda: cpus)
+    spec = ImageSpec(encode=Encoding.RECEIVED, check=BodyCheck.HEADER)
+    assert count_workers(replace(job(), image=spec)) == workers
 
 
 @pytest.mark.parametrize(

@@ -120,7 +120,8 @@ class Job:
         None,
         _NoRowEffect(
             help="Number of processes that fetch, each with an event loop of its own, at most one for each codec "
-            "process; auto is one for six CPUs. Limits of hosts, memory and the rate hold for all of them together.",
+            "process; auto is one for six CPUs, or for two with --check header. Limits of hosts, memory and the rate "
+            "hold for all of them together.",
             group=OptionGroup.NETWORK,
             metavar="N|auto",
             none_word="auto",

@@ -11,9 +11,11 @@ from dataclasses import replace
 from datafetch.engine.job import Job
 from datafetch.fetch.policy import MIN_RATE_BYTES_PER_S, FetchPolicy
 from datafetch.process.cpus import available_cpus
+from datafetch.transcode import BodyCheck
 
 _log = logging.getLogger(__name__)
 _CPUS_PER_WORKER = 6  # over HTTPS one loop keeps three to eight codec processes busy
+_CPUS_PER_LOOP = 2  # without a codec, one loop and its commits keep so many busy
 
 
 def count_workers(job: Job) -> int:
@@ -22,7 +24,9 @@ def count_workers(job: Job) -> int:
     Each has a codec process and a connection at least, and a part of the cap on the rate, so there are no more than the
     job has of these.
     """
-    return min(job.workers or max(1, available_cpus() // _CPUS_PER_WORKER), *_most_workers(job).values())
+    only_headers = job.image is not None and job.image.check is BodyCheck.HEADER
+    own_choice = max(1, available_cpus() // (_CPUS_PER_LOOP if only_headers else _CPUS_PER_WORKER))
+    return min(job.workers or own_choice, *_most_workers(job).values())
 
 
 def log_workers(job: Job) -> None:

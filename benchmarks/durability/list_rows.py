@@ -28,7 +28,8 @@ import pyarrow.parquet as pq
 from PIL import Image
 from pyarrow import csv
 
-from benchmarks.meter import MIB, Meter, watch
+from benchmarks.cpu_clock import CpuClock
+from benchmarks.meter import MIB, watch
 from benchmarks.record import OTHERS_SHARE, Record, Run, RunKind, kinds
 from datafetch.demo.origin import Origin
 from datafetch.model.outcome import OK
@@ -186,23 +187,21 @@ def _restart(case: str, kind: RunKind, one: _List, root: Path, where: tuple[Orig
                 _wait(killed, is_far)
                 killed.kill()
             at_kill = _requests(origin)
-            started_s = time.perf_counter()
+            clock, started_s = CpuClock(), time.perf_counter()
             with subprocess.Popen(_command(one, root), stdout=subprocess.PIPE, stderr=stderr) as process:
-                meter = Meter(process.pid)
                 _wait(process, has_requested)
                 waited_s = time.perf_counter() - started_s
                 times = psutil.Process(process.pid).cpu_times()
                 stdout, _ = process.communicate()
-                elapsed_s = time.perf_counter() - started_s
-                meter.sample()
+            spent = clock.stop()
         report = orjson.loads(stdout)
     finally:
         _clear(root)
     details = {
         "cpu_s_until_request": times.user + times.system,
-        "elapsed_s": elapsed_s,
+        "elapsed_s": spent.elapsed_s,
         "reused": float(report["images"]["reused"]),
-        OTHERS_SHARE: meter.others_share() * 100,
+        OTHERS_SHARE: spent.others_share * 100,
     }
     return Run(case, kind, waited_s, details, _outcomes(report))
 

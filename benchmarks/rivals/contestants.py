@@ -103,10 +103,12 @@ class DatafetchGet(Contestant):
     Attributes:
         name: Its name in the record.
         format: The format of the output.
+        options: Options of the command line besides those that all have.
     """
 
     name: str = "datafetch get"
     format: str = "webdataset"
+    options: tuple[str, ...] = ()
 
     def command(self, work: Work, out: Path) -> list[str]:
         """Make the command line."""
@@ -116,6 +118,7 @@ class DatafetchGet(Contestant):
             *("--format", self.format, "--shard-size", str(work.urls_per_shard), "--encode", *kept),
             *("--processes", str(work.processes), "--timeout", str(work.timeout_s), "--retries", str(work.retries)),
             *("--per-host", "1024", "--allow-net", "127.0.0.0/8", "--json"),
+            *self.options,
         ]
 
     def outcomes(self, stdout: bytes, out: Path) -> Mapping[str, int]:  # noqa: ARG002 - of others

@@ -109,7 +109,13 @@ def _lists(tools: Tools) -> list[Contestant]:
 
 
 def _received(tools: Tools) -> list[Contestant]:
-    return [DatafetchGet(), DatafetchGet("datafetch get, parquet", "parquet"), tools.img2dataset, tools.daft]
+    return [
+        DatafetchGet(),
+        DatafetchGet("datafetch get, --workers 2", options=("--workers", "2")),
+        DatafetchGet("datafetch get, parquet", "parquet"),
+        tools.img2dataset,
+        tools.daft,
+    ]
 
 
 def _pair(tools: Tools) -> list[Contestant]:

@@ -198,7 +198,7 @@ class ArchiveServer:
         with file.open("rb") as content:
             content.seek(start)
             while sent < stop - start:
-                piece = content.read(min(1 << 20 if not does.bytes_per_s else 65_536, stop - start - sent))
+                piece = content.read(min(65_536, does.bytes_per_s or 65_536, stop - start - sent))
                 if does.cuts_after_bytes and sent + len(piece) >= does.cuts_after_bytes:
                     writer.write(piece[: does.cuts_after_bytes - sent])
                     await writer.drain()

@@ -305,7 +305,7 @@ def test_all_differences_are_described_and_what_starting_over_costs(
     run(replace(listed, fresh=True))
     last = max(source.folder.glob("*.parquet"))
     last.unlink()
-    with pytest.raises(ConfigurationError, match=rf"\(other manifest files: {last.name} is missing\)"):
+    with pytest.raises(ConfigurationError, match=rf"\(manifest files that have changed: {last.name} is missing\)"):
         run(listed)
 
 
@@ -427,7 +427,7 @@ def test_another_manifest_on_the_same_output_is_refused(tmp_path: Path, job: Job
     """A manifest with other rows is another job."""
     run(job)
     other = write_coyo_source(tmp_path / "other", urls, files=2, rows=600)
-    with pytest.raises(ConfigurationError, match="other manifest files: part-0000"):
+    with pytest.raises(ConfigurationError, match="manifest files that have changed: part-0000"):
         run(replace(job, source=str(other.folder)))
 
 
@@ -437,7 +437,7 @@ def test_a_replaced_manifest_file_is_another_job(job: Job, source: CoyoSource) -
     path = source.folder / "part-00000-demo-c000.snappy.parquet"
     table = pq.read_table(path)
     pq.write_table(table.take(list(reversed(range(table.num_rows)))), path)
-    with pytest.raises(ConfigurationError, match=f"other manifest files: {path.name}"):
+    with pytest.raises(ConfigurationError, match=f"manifest files that have changed: {path.name}"):
         run(job)
 
 

@@ -580,6 +580,30 @@ def test_a_format_can_be_forced(tmp_path: Path) -> None:
     assert [list(sample.row) for sample in samples_of(bound(tmp_path, b"url\n" + urls, "list.csv"))] == [[BAD_LINE]] * 2
 
 
+def test_a_stray_quote_in_a_file_with_tabs_changes_no_other_row(tmp_path: Path) -> None:
+    """Most fields with quotes are quoted as a whole, so all are read as a writer of CSV wrote them."""
+    lines = b"".join(b'http://a.example/%d\t"say ""hi""\tto %d"\n' % (number, number) for number in range(9))
+    lines = b'url\tcaption\nhttp://a.example/x\ta 6" screen\n' + lines
+    captions = [sample.row["caption"] for sample in samples_of(bound(tmp_path, lines))]
+    assert captions == ['a 6" screen', *[f'say "hi"\tto {number}' for number in range(9)]]
+
+
+def test_rows_that_cannot_be_read_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """The first ten, with the reason; the others are only counted."""
+    lines = b"url,caption\n" + b"http://a.example/1,one,too many\n" * 12 + b"http://a.example/2,two\n"
+    with caplog.at_level("WARNING", logger="datafetch"):
+        assert len(samples_of(bound(tmp_path, lines, "list.csv"))) == 13
+    assert len(caplog.messages) == 10
+    assert "list.csv, row 0: it has more fields, where the header has 2" in caplog.messages[0]
+    assert ["further ones" in message for message in caplog.messages] == [False] * 9 + [True]
+
+
+def test_a_column_of_urls_that_is_there_twice_is_refused(tmp_path: Path) -> None:
+    """It is said that it is there twice, and not that there are no URLs."""
+    with pytest.raises(ManifestError, match="has several columns named url"):
+        bound(tmp_path, b"url,url,n\nhttp://a.example/1,http://a.example/2,3\n", "list.csv")
+
+
 def test_files_with_tabs_may_have_no_quotes(tmp_path: Path) -> None:
     """A quote is a character like any other, unless fields are quoted as a writer of CSV does it."""
     lines = b'url\tcaption\nhttp://a.example/1\t"half quoted\nhttp://a.example/2\t5" wide\n'

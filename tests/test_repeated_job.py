@@ -186,7 +186,7 @@ def test_other_rows_are_refused_before_anything_is_written(
     (part,) = data.iterdir()
     write_coyo_source(tmp_path / "other", ["https://a.example/"], rows=30)
     shutil.copy(tmp_path / "other" / "data" / part.name, part)
-    assert f"other manifest files: {part.name}" in refusal()
+    assert f"manifest files that have changed: {part.name}" in refusal()
     assert main(["prepare", "--job", str(colleague.job_file), "--source", str(data), "--root", str(tmp_path)]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line == (

@@ -261,8 +261,10 @@ def refuse_other_job(
     if not differences:
         return
     again = f"--fresh, which fetches {_images_of(layout, before)} again"
-    if reuse is Reuse.IMPOSSIBLE or before.dataset != now["dataset"]:
+    if before.dataset != now["dataset"]:
         start_over = f"start over with {again}"
+    elif reuse is Reuse.IMPOSSIBLE:
+        start_over = f"start over with {again} (of such an output nothing can be reused)"
     elif may_be_reused(before.identity, now):
         start_over = f"start over: with --reuse, which takes from it what it can and fetches the rest, or with {again}"
     else:

@@ -60,7 +60,7 @@ def describe_differences(
     ]
     have_changed = before.get("shards") != now.get("shards")
     if have_changed and (not differences or _are_files_others(before, now)):  # an option may decide which are read
-        differences.append(f"other manifest files: {_describe_shards(before, now)}")
+        differences.append(f"manifest files that have changed: {_describe_shards(before, now)}")
     return "; ".join(differences)
 
 

@@ -31,6 +31,7 @@ _SCAN_VERSION = 2  # of what is kept; to be raised when a scan changes
 _SHARD_DIGITS = 5
 _MAX_SHARDS = 500_000  # each takes a hundred bytes of job.json, and a file or more of the output
 _HELD_SCANS = 4  # of large files; a feed reads one shard at a time
+_MAX_BAD_ROWS_SAID = 10
 
 _log = logging.getLogger(__name__)
 
@@ -103,6 +104,7 @@ class ListManifest(Manifest):
         self._cache: ScanCache | None = None
         self._scans: dict[int, FileScan] = {}
         self._found: list[_Found] | None = None
+        self._bad_rows_said = 0
         self._columns = [choose_columns(table, wanted, self._conditions) for table in tables]
         self._log_columns()
 
@@ -184,7 +186,7 @@ class ListManifest(Manifest):
         for position, (number, row) in enumerate(zip(numbers.tolist(), rows, strict=True), first):
             key = f"{first_key + position:0{key_digits}d}"
             if isinstance(row, BadRow):
-                yield Sample(position, key, (), {BAD_LINE: f"{table.name}, row {row.number:,}: {row.reason}"})
+                yield self._bad_sample(position, key, f"{table.name}, row {row.number:,}: {row.reason}")
             else:
                 yield self._sample(table, columns, (position, key, number, rows_before + number), row)
 
@@ -194,11 +196,22 @@ class ListManifest(Manifest):
             urls = urls_of(row.get(columns.url))
             metadata = metadata_of(row, columns, number_in_all, table.types)
         except BadValueError as error:
-            return Sample(position, key, (), {BAD_LINE: f"{table.name}, row {number:,}: {error}"})
+            return self._bad_sample(position, key, f"{table.name}, row {number:,}: {error}")
         if self._rules.has_one_image and len(urls) > 1:
             reason = f"{table.name}, row {number:,}: it has {len(urls):,} URLs, and this format one image a sample"
             return Sample(position, key, (), {REFUSED: reason})
         return Sample(position, key, urls, metadata)
+
+    def _bad_sample(self, position: int, key: str, what: str) -> Sample:
+        if self._bad_rows_said < _MAX_BAD_ROWS_SAID:
+            self._bad_rows_said += 1
+            more = ", and further ones are, too, and only counted" if self._bad_rows_said == _MAX_BAD_ROWS_SAID else ""
+            _log.warning(
+                "%s; this row (they count from 0) is skipped%s; to have it, correct the file, and use another folder",
+                what,
+                more,
+            )
+        return Sample(position, key, (), {BAD_LINE: what})
 
     @property
     def _position_digits(self) -> int:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 
 from datafetch.datasets.lists.json_table import JsonTable
@@ -172,15 +173,17 @@ def _delimiter_of(file: TextFile, *, is_certain: bool) -> bytes:
 
 
 def _is_quoted(lines: Sequence[bytes], delimiter: bytes) -> bool:
-    """Whether a file with tabs has fields in quotes: some field is, and none has quotes in any other way.
+    """Whether a file with tabs has fields in quotes: more are quoted as a whole than have a quote in any other way.
 
     Files with tabs are often written without quotes, so that a quote is a character like any other.
     """
-    content = b"\n".join(lines)
+    content = b"\n".join(lines) + b"\n"
     if b'"' not in content:
         return False
-    splitter = RecordSplitter(delimiter)
-    return splitter.is_regular(content)
+    fields = FieldSplitter(delimiter, is_quoted=True, max_fields=_MAX_FIELDS)
+    ends = RecordSplitter(delimiter).find_ends(content).tolist()
+    counts = [fields.count_quoted(content[start:end].rstrip(b"\r\n")) for start, end in pairwise([0, *ends])]
+    return sum(whole for whole, _ in counts) > sum(other for _, other in counts)
 
 
 def _header_of(first: bytes, delimiter: bytes, *, is_quoted: bool) -> list[str] | None:

@@ -162,11 +162,6 @@ class RecordSplitter:
         found = [match.end() for match in self._breaks.finditer(content) if match[0] == b"\n"]
         return np.array(found, np.int64)
 
-    def is_regular(self, content: bytes) -> bool:
-        """Whether every quote of some whole records stands where a writer of CSV puts one."""
-        array = np.frombuffer(content, np.uint8)
-        return self._are_regular(array, np.flatnonzero(array == _QUOTE))
-
     def _are_regular(self, array: np.ndarray[tuple[int], np.dtype[np.uint8]], quotes: Int64s) -> bool:
         """Whether each quote opens a field at its beginning, closes it at its end, or is one of a pair within."""
         opening, closing = quotes[::2], quotes[1::2]
@@ -203,6 +198,16 @@ class FieldSplitter:
         """The fields of a record, without quotes around them."""
         fields, _ = self.parse(record)
         return fields
+
+    def count_quoted(self, record: bytes) -> tuple[int, int]:
+        """How many fields of a record are quoted as a whole, and how many have a quote in any other way."""
+        whole = other = 0
+        for match in self._field.finditer(record):
+            quoted, closing, rest, _ = match.groups()
+            is_whole = quoted is not None and closing == b'"' and not rest
+            whole += is_whole
+            other += not is_whole and b'"' in match[0]
+        return whole, other
 
     def parse(self, record: bytes) -> tuple[list[bytes], bool]:
         """The fields of a record, and whether a quote opens the last one and nothing closes it."""

@@ -96,11 +96,11 @@ def test_a_project_on_gitlab_is_read_page_by_page(tmp_path: Path, authority: str
         assert not server.requests
 
         files["step1/b.jsonl"] += files["step1/b.jsonl"]
-        with pytest.raises(ConfigurationError, match=r"manifest files: b\.jsonl"):
+        with pytest.raises(ConfigurationError, match=r"manifest files that have changed: b\.jsonl"):
             run(job)
         assert set(server.contents) == {"step1/b.jsonl"}
         del files["step1/b.jsonl"]
-        with pytest.raises(ConfigurationError, match=r"manifest files: b\.jsonl"):
+        with pytest.raises(ConfigurationError, match=r"manifest files that have changed: b\.jsonl"):
             run(job)
         downloads = downloads_of(str(GitLabPlace.parse(PAIRS))) / job.dataset
         assert [path.name for path in downloads.iterdir() if not path.name.startswith(".")] == ["a.jsonl"]

@@ -225,8 +225,10 @@ class Spool:
             pieces += entry
             size_bytes += sum(map(len, entry))
             self._written += 1
-        self._is_on_disk = False
-        await run_in_thread(self._write, pieces)  # to its end: what is written next must follow it
+        try:
+            await run_in_thread(self._write, pieces)  # to its end: what is written next must follow it
+        finally:
+            self._is_on_disk = False  # a ``sync`` that began meanwhile may have missed some of it
 
     def _write(self, pieces: Sequence[bytes]) -> None:
         try:

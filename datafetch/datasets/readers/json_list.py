@@ -17,6 +17,7 @@ import json
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
 from io import TextIOWrapper
 from pathlib import Path
 from typing import IO, TextIO
@@ -73,7 +74,7 @@ class _Reader:
         max_records: int | None = None,
     ) -> None:
         self._path = path
-        self._open_at = open_at or self._open_file_at
+        self._open_at = open_at or partial(_open_file_at, path)  # no method of its own: a cycle would keep the window
         self._max_records = max_records
         self._chunk_chars = chunk_chars
         self._start_bytes = start_bytes
@@ -134,11 +135,6 @@ class _Reader:
             if self._next_character(file):
                 raise JsonListError(f"has data after its {self._WHAT}")
             self._record_start = self._position
-
-    def _open_file_at(self, offset: int) -> IO[bytes]:
-        file = open_regular(self._path)
-        file.seek(offset)
-        return file
 
     def _next_character(self, file: TextIO) -> str:
         """Consume the next character that is not a blank; an empty string at the end of the file."""
@@ -213,6 +209,12 @@ class _Reader:
             raise JsonListError(f"has more than {_MAX_GAP_CHARS:,} blanks in a row")
         self._window = self._window[self._position :] + chunk
         self._position = self._gap_start = 0
+
+
+def _open_file_at(path: Path, offset: int) -> IO[bytes]:
+    file = open_regular(path)
+    file.seek(offset)
+    return file
 
 
 class RecordReader(_Reader):

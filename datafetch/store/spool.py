@@ -51,7 +51,7 @@ from datafetch.store.spool_format import (
 )
 
 _MAX_WRITE_BYTES = 4 * 1024 * 1024  # in one go, so that callers don't all wait for all, and then all begin again
-_MAX_WRITE_PIECES = os.sysconf("SC_IOV_MAX")
+_MAX_WRITE_PIECES = os.sysconf("SC_IOV_MAX")  # that the system takes in one call
 
 
 @dataclass(slots=True)
@@ -201,11 +201,17 @@ class Spool:
                 raise self._failure from error
 
     async def close(self) -> None:
-        """Write what is pending and close the file, which stays on disk."""
+        """Write what is pending and close the file, which stays on disk.
+
+        Raises:
+            ResourceError: That, or something before it, can't be written.
+        """
         async with self._syncing, self._writing:
             try:
                 while self._pending:
                     await self._write_next()
+                if self._failure is not None:  # also of a write whose caller was cancelled
+                    raise self._failure
             finally:
                 await asyncio.to_thread(self._file.close)
                 self.entries.release()

@@ -165,7 +165,7 @@ def _find_url(table: Table) -> str:
             f"{table.name} has URLs in several columns: {', '.join(map(to_printable, by_content))}; name one of them "
             "with --url-col"
         )
-    _refuse_repeated(table, sorted(table.repeated))
+    _refuse_repeated(table, sorted(name for name in table.repeated if name.strip().casefold() in _URL_NAMES))
     raise ManifestError(
         f"the first rows of {table.name} have no URLs that begin with http:// or https://; its columns: "
         f"{_shown(table)}; name the column with --url-col"

@@ -31,7 +31,7 @@ _SCAN_VERSION = 2  # of what is kept; to be raised when a scan changes
 _SHARD_DIGITS = 5
 _MAX_SHARDS = 500_000  # each takes a hundred bytes of job.json, and a file or more of the output
 _HELD_SCANS = 4  # of large files; a feed reads one shard at a time
-_MAX_BAD_ROWS_SAID = 10
+_MAX_BAD_ROWS_SAID = 10  # a file in another encoding may have millions
 
 _log = logging.getLogger(__name__)
 

@@ -82,9 +82,13 @@ class _FieldName:
 def unknown_name(what: str, name: str, known: Iterable[str]) -> ConfigurationError:
     """The error for a name that there is not, with the nearest of those that there are, and all of them."""
     names = list(map(str, known))
-    matches = " or ".join(map(repr, _nearest(name.casefold(), names)))
-    nearest = f"did you mean {matches}? " if matches else ""
-    return ConfigurationError(f"there is no {what} {name!r}; {nearest}there are: {', '.join(names)}")
+    return ConfigurationError(f"there is no {what} {name!r}; {did_you_mean(name, names)}there are: {', '.join(names)}")
+
+
+def did_you_mean(name: str, known: Sequence[str]) -> str:
+    """A question about the nearest of some names, with a space behind it; empty if none is near."""
+    matches = " or ".join(map(repr, _nearest(name.casefold(), known)))
+    return f"did you mean {matches}? " if matches else ""
 
 
 def _nearest(name: str, names: Sequence[str]) -> Sequence[str]:
@@ -93,7 +97,8 @@ def _nearest(name: str, names: Sequence[str]) -> Sequence[str]:
         return []
     begin = [known for known in names if known.casefold().startswith(name)]
     contain = [known for known in names if name in known.casefold()]
-    return (begin or contain or get_close_matches(name, names, n=1))[:_MAX_NEAREST_NAMES]
+    alike = get_close_matches(name, [known.casefold() for known in names], n=1)
+    return (begin or contain or [known for known in names if known.casefold() in alike])[:_MAX_NEAREST_NAMES]
 
 
 class ManifestError(DatafetchError):

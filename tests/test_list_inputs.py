@@ -378,6 +378,11 @@ WRONG_FILES: dict[str, tuple[bytes, Sequence[str], str]] = {
         ("--keep-col", "x", "--keep-col", "y"),
         "has no column x, y; it has url, caption",
     ),
+    "a misspelt column": (
+        as_csv(ROWS),
+        ("--caption-col", "Captoin"),
+        r"has no column Captoin; did you mean 'caption'\? it has url, caption, width",
+    ),
     "no such column in a condition": (as_parquet(ROWS), ("--where", "high > 1"), "has no column high"),
     "a condition on lists": (
         parquet_of(url=["http://a.example/1"], box=[[1, 2]]),

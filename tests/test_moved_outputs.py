@@ -134,7 +134,7 @@ HARM: list[tuple[Callable[[Path], object], str]] = [
     (_flip, "part-00001.pkl: has other bytes than it was written with"),
     (_link, "part-00001.pkl: is a link that leads out of its folder and is not followed"),
     (_pipe, "part-00001.pkl: is not a regular file"),
-    (_add, "notes.txt: does not belong to a shard, but the trainer's loader counts every file"),
+    (_add, "notes.txt: does not belong to a shard, but what reads the folder counts every file"),
 ]
 
 

@@ -76,6 +76,6 @@ def refuse_other_names(folder: Path, own_names: Collection[str]) -> None:
     for path in sorted(folder.iterdir()) if folder.is_dir() else ():
         if path.name not in own_names:
             raise ConfigurationError(
-                f"{path} was not written by this job, and the trainer would count it; "
-                "move it away, or choose another folder"
+                f"{path} was not written by this job, and would count as a part of the output; move it away, or choose "
+                "another folder"
             )

@@ -72,11 +72,13 @@ def parse_url(text: str) -> WebUrl:
     TLS redirects from there, and a host without TLS can't be reached otherwise.
 
     Raises:
-        BadUrlError: It is not http or https, has no host, can't be parsed, or is longer than ``MAX_URL_CHARS``.
+        BadUrlError: It is empty, not http or https, has no host, can't be parsed, or is longer than ``MAX_URL_CHARS``.
     """
     if len(text) > MAX_URL_CHARS:
         raise BadUrlError(f"longer than {MAX_URL_CHARS:,} characters")
     text = text.strip()
+    if not text:
+        raise BadUrlError("there is no URL")
     if "&" in text:
         text = _AMPERSAND.sub("&", text)
     if text.startswith("//"):

@@ -13,6 +13,7 @@ from datafetch.model.options import Effect, Option, OptionGroup, option
 _MAX_DECODE_TIMEOUT_S = 3600.0
 _MAX_SIDE_PX = 2**31 - 1  # Pillow's sizes are C integers
 _MAX_PIXELS = 2**32  # what a JPEG can hold
+DEFAULT_QUALITY = 75  # Pillow's, and the recipe's
 _MAX_QUALITY = 95  # higher values only make JPEGs larger (Pillow's documentation)
 _MAX_WEBP_QUALITY = 100
 
@@ -115,7 +116,7 @@ class ImageSpec:
             smaller ones are enlarged.
         image_format: The format of images that are encoded.
         quality: Quality of JPEG, 1 to 95, and of WebP, 1 to 100; 75 is the default of Pillow and of the recipe. PNG
-            has none.
+            has none, and takes the default.
         pixels: Which pixels are written.
         resize: How an image is shrunk; fast needs the extra of that name.
         encode: Which images are encoded again, and which are kept.
@@ -158,7 +159,7 @@ class ImageSpec:
         ImageFormat.JPG, _OptionOmittedByDefault(help="The format of images that are encoded.")
     )
     quality: int = option(
-        75, _ImageOption(help="Quality of JPEG (1 to 95) and WebP (1 to 100); PNG has none.", metavar="Q")
+        DEFAULT_QUALITY, _ImageOption(help="Quality of JPEG (1 to 95) and WebP (1 to 100); PNG has none.", metavar="Q")
     )
     pixels: Pixels = option(
         Pixels.RECIPE,
@@ -228,9 +229,7 @@ class ImageSpec:
         check_types(self)
         require_in_range(self, "short_side_px", 1, _MAX_SIDE_PX)
         require_in_range(self, "size_px", 1, _MAX_SIDE_PX)
-        require_in_range(
-            self, "quality", 1, _MAX_WEBP_QUALITY if self.image_format is ImageFormat.WEBP else _MAX_QUALITY
-        )
+        self._check_quality()
         require_in_range(self, "min_size_px", 1, _MAX_SIDE_PX)
         require_in_range(self, "max_area_px", 1, _MAX_PIXELS)
         require_in_range(self, "max_pixels", 1, _MAX_PIXELS)
@@ -249,6 +248,13 @@ class ImageSpec:
         seconds = self.decode_timeout_s
         if not 0 < seconds <= _MAX_DECODE_TIMEOUT_S:
             raise invalid(self, f"{{decode_timeout_s}} must be above 0 seconds and at most an hour, not {seconds!r}")
+
+    def _check_quality(self) -> None:
+        require_in_range(
+            self, "quality", 1, _MAX_WEBP_QUALITY if self.image_format is ImageFormat.WEBP else _MAX_QUALITY
+        )
+        if self.image_format is ImageFormat.PNG and self.quality != DEFAULT_QUALITY:
+            raise invalid(self, "{image_format:png} is lossless and has no quality; leave out {quality}")
 
     def _check_fitting(self) -> None:
         if (self.resize_mode is None) is not (self.size_px is None):

@@ -180,7 +180,7 @@ class RecordedFiles:
                 yield from _compare(file, location, None if file.is_elsewhere else real_out)
         for path in sorted(out.iterdir()) if out.is_dir() and not self._has_image_files else ():
             if path.name not in names:
-                message = "does not belong to a shard, but the trainer's loader counts every file"
+                message = "does not belong to a shard, but what reads the folder counts every file"
                 yield Examination(problems=(Problem(Location(path.name), message),))
         for rows in self.row_counts if not self._has_image_files else self._rows():
             yield Examination(samples=rows)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datafetch.datasets.lists.table import Column, InputFormat, ListRow, Table
 from datafetch.datasets.lists.where import Condition, columns_of
 from datafetch.datasets.readers import is_nested_deeply, max_parsed_bytes
-from datafetch.errors import ManifestError
+from datafetch.errors import ManifestError, did_you_mean
 from datafetch.model.untrusted import to_printable
 
 ALL = "all"
@@ -37,6 +37,7 @@ _URL_STARTS = ("http://", "https://", "//")
 _LEAST_SHARE = 0.1  # of the first values of a single column
 _MAX_SHOWN_NAMES = 30
 _MAX_SHOWN_CHARS = 40
+_MAX_COMPARED_NAMES = 1000
 _MAX_LIST_BYTES = 256 << 20  # of memory; text of 64 MiB can become two gigabytes of empty lists
 
 
@@ -118,9 +119,11 @@ def _refuse_missing(table: Table, named: Sequence[str | None]) -> None:
     missing = [name for name in dict.fromkeys(named) if name is not None and name not in names]
     _refuse_repeated(table, missing)
     if missing:
+        known = [to_printable(column.name[:_MAX_SHOWN_CHARS]) for column in table.columns[:_MAX_COMPARED_NAMES]]
         raise ManifestError(
-            f"{table.name} has no column {', '.join(map(to_printable, missing))}; it has {_shown(table)}; name another "
-            "one, or leave that file out"
+            f"{table.name} has no column {', '.join(map(to_printable, missing))}; "
+            f"{did_you_mean(to_printable(missing[0]), known)}it has {_shown(table)}; name another one, or leave that "
+            "file out"
         )
 
 

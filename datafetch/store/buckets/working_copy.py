@@ -339,7 +339,7 @@ class WorkingCopy:
         """The trainer's files in the bucket, by key.
 
         Raises:
-            ConfigurationError: There are others, which the trainer would count.
+            ConfigurationError: There are others, which would count as a part of the output.
         """
         contents = self._log.contents
         own = keys_of(contents.files) | contents.finals
@@ -349,8 +349,8 @@ class WorkingCopy:
                 continue
             if one.key not in own:
                 raise ConfigurationError(
-                    f"s3://{self._place.bucket}/{one.key} was not written by this job, and the trainer would count it; "
-                    "move it away, or choose another folder"
+                    f"s3://{self._place.bucket}/{one.key} was not written by this job, and would count as a part of "
+                    "the output; move it away, or choose another folder"
                 )
             found[one.key] = one.etag
         return found

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from datafetch.model.outcome import Encoded, Outcome
 from datafetch.transcode.codec import transcode
-from datafetch.transcode.image import turbo_jpeg
+from datafetch.transcode.image import rust_png, turbo_jpeg
 from datafetch.transcode.spec import ImageSpec
 
 
@@ -150,8 +150,11 @@ def without_wall_clock(body: bytes, spec: ImageSpec) -> Outcome:
     return transcode(body, spec)
 
 
-def turbo_jpeg_state(_body: bytes, _spec: ImageSpec) -> Outcome:
-    """Return whether simplejpeg was loaded, and how many times it was compared with Pillow, before this image."""
-    state = "loaded" if "simplejpeg" in sys.modules else "missing"
-    compared = turbo_jpeg.gives_pillows_pixels.cache_info().misses
-    return Encoded(f"{state}, compared {compared} time before this image".encode(), 1, 1, "ECHO")
+def optional_decoders(_body: bytes, _spec: ImageSpec) -> Outcome:
+    """Return which optional decoders were loaded, and compared with Pillow how many times, before this image."""
+    states = [
+        f"{name} {'loaded' if name in sys.modules else 'missing'}, "
+        f"compared {decoder.gives_pillows_pixels.cache_info().misses} time"
+        for name, decoder in (("simplejpeg", turbo_jpeg), ("kornia_rs", rust_png))
+    ]
+    return Encoded("; ".join(states).encode(), 1, 1, "ECHO")

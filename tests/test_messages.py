@@ -39,7 +39,7 @@ def test_the_page_has_messages_of_every_kind() -> None:
         assert "\n* " in section, title
     for kind in FailureKind:
         assert f"\n| `{kind}` | " in PAGE, kind
-    assert "\n* errors: `there is no {what} '{name}'; {nearest}there are: {names …}`\n" in PAGE
+    assert "\n* errors: `there is no {what} '{name}'; {did_you_mean}there are: {names …}`\n" in PAGE
     assert "\n* model/fields: `{field} must be from {minimum} to {maximum}, not {shown}`\n" in _section(
         "## Exit 2: the command"
     )

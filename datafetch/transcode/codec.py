@@ -23,6 +23,7 @@ from datafetch.transcode.image.fitting import Refusal, fit, permissions_for, ref
 from datafetch.transcode.image.passthrough import can_pass_through, is_intact
 from datafetch.transcode.image.png import remove_refused_chunks
 from datafetch.transcode.image.resize import load_resizer, prepare_resizing
+from datafetch.transcode.image.rust_png import decode_colour_png
 from datafetch.transcode.image.size_claims import has_oversized_tags, tiff_tile_pixels, webp_canvas_pixels
 from datafetch.transcode.image.turbo_jpeg import decode_colour_jpeg
 from datafetch.transcode.image.viewer_pixels import correct_pixels
@@ -209,6 +210,8 @@ def pixels(source: ImageFile.ImageFile, body: bytes, spec: ImageSpec) -> Image.I
     may_be_rgbx = spec.image_format is ImageFormat.JPG and not resizing.changes(source.size)
     if may_be_rgbx and (decoded := decode_colour_jpeg(source, body)) is not None:
         return decoded
+    if (decoded := decode_colour_png(source, body)) is not None:
+        return resizing.frame(resizing.apply(decoded))
     # By default Pillow reads 64 KB at a time, and copies what it has read twice.
     source.decodermaxblock = max(len(body), math.prod(source.size) * _MAX_BYTES_PER_PIXEL)
     source.load()

@@ -18,7 +18,7 @@ _IN_PILLOW = {
     "Little CMS": "littlecms2",
 }
 """The libraries that Pillow decodes, converts and encodes with, and their names there."""
-_DISTRIBUTIONS = ("cykooz-resizer", "simplejpeg")
+_DISTRIBUTIONS = ("cykooz-resizer", "simplejpeg", "kornia-rs")
 
 
 def library_versions() -> dict[str, str]:

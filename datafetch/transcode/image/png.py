@@ -6,18 +6,14 @@ no more is decompressed than Pillow itself would, and that profile.
 
 from __future__ import annotations
 
-import struct
 import zlib
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from PIL import PngImagePlugin
 
 from datafetch.transcode.image.icc import MAX_PROFILE_BYTES
+from datafetch.transcode.image.png_chunks import CHUNK_HEADER, CRC_BYTES, SIGNATURE, chunks
 
-_SIGNATURE = b"\x89PNG\r\n\x1a\n"
-_CHUNK_HEADER = struct.Struct(">I4s")  # length and type; the content and a checksum follow
-_CHECKSUM_BYTES = 4
 _TEXT_CHUNKS = frozenset({b"tEXt", b"zTXt", b"iTXt"})
 _PROFILE_CHUNK = b"iCCP"
 _DEFLATE = b"\0"  # the only compression method that PNG defines
@@ -38,12 +34,12 @@ class RepairedPng:
 
 def remove_refused_chunks(body: bytes) -> RepairedPng | None:
     """Remove the texts and the profile for which Pillow refuses a PNG; None if there are none, or it is no PNG."""
-    if not body.startswith(_SIGNATURE):
+    if not body.startswith(SIGNATURE):
         return None
-    kept, profile, text_bytes = [_SIGNATURE], None, 0
-    for name, start, end in _chunks(body):
+    kept, profile, text_bytes = [SIGNATURE], None, 0
+    for name, start, end in chunks(body):
         is_checked = name in _TEXT_CHUNKS or name == _PROFILE_CHUNK
-        content = body[start + _CHUNK_HEADER.size : end - _CHECKSUM_BYTES] if is_checked else b""
+        content = body[start + CHUNK_HEADER.size : end - CRC_BYTES] if is_checked else b""
         if name in _TEXT_CHUNKS:
             if text_bytes > PngImagePlugin.MAX_TEXT_MEMORY:
                 continue
@@ -57,16 +53,6 @@ def remove_refused_chunks(body: bytes) -> RepairedPng | None:
         kept.append(body[start:end])
     repaired = b"".join(kept)
     return None if len(repaired) == len(body) else RepairedPng(repaired, profile)
-
-
-def _chunks(body: bytes) -> Iterator[tuple[bytes, int, int]]:
-    """Yield the type, start and end of each chunk; the last one may be cut off."""
-    offset = len(_SIGNATURE)
-    while offset < len(body):
-        length, name = _CHUNK_HEADER.unpack(body[offset : offset + _CHUNK_HEADER.size].ljust(_CHUNK_HEADER.size, b"\0"))
-        end = min(len(body), offset + _CHUNK_HEADER.size + length + _CHECKSUM_BYTES)
-        yield name, offset, end
-        offset = end
 
 
 def _text_bytes(name: bytes, content: bytes) -> int | None:

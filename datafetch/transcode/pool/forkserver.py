@@ -219,8 +219,8 @@ def _load_codec(startup: Startup) -> Codec:
     from PIL import AvifImagePlugin, Image  # noqa: PLC0415
 
     from datafetch.transcode.codec import transcode  # noqa: PLC0415
+    from datafetch.transcode.image import rust_png, turbo_jpeg  # noqa: PLC0415
     from datafetch.transcode.image.resize import load_resizer  # noqa: PLC0415
-    from datafetch.transcode.image.turbo_jpeg import gives_pillows_pixels  # noqa: PLC0415
 
     load_resizer(startup.spec)  # here, since workers can't read files
     Image.MAX_IMAGE_PIXELS = None  # the spec has its own limit, which is checked from the header
@@ -228,8 +228,9 @@ def _load_codec(startup: Startup) -> Codec:
     Image.init()
     warnings.simplefilter("ignore")  # Pillow's warnings about a file add nothing to the outcome
     kept = set(os.environ)
-    without_blas_threads(os.environ)  # simplejpeg loads numpy, which reads it once
-    gives_pillows_pixels()  # here, and not in each worker
+    without_blas_threads(os.environ)  # both load numpy, which reads it once
+    turbo_jpeg.gives_pillows_pixels()  # here, and not in each worker
+    rust_png.gives_pillows_pixels()
     for name in os.environ.keys() - kept:
         del os.environ[name]
     return startup.codec or transcode

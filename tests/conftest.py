@@ -38,6 +38,8 @@ LOOPBACK = ("127.0.0.0/8",)
 _PATIENCE_S = 60.0
 _ROOT = Path(__file__).parent.parent
 _SLICES = {"matrix": 6, "rotating": 4}  # tests with these marks are dealt into so many slices, of which one runs
+_SLOW_FACTOR = 2  # into so many times as many, if they are slow
+_MEASURED = 0  # the slice in which coverage is measured
 _LONGEST = "test_recipe_demo.py"  # all of the recipe, built many times, for minutes
 _PICTURES, _PICTURES_SEED = 66, 7
 
@@ -104,16 +106,15 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     don't change which of them run, of n or more cases some always do, and in n consecutive slices all do.
 
     Coverage makes a test two to three times as expensive, so it is measured in what the default set runs, always the
-    same slice of it, and of slow tests that don't rotate in what they do in their own process; if they are marked
-    ``measured``, also in the processes that they start.
+    same slice of it, which always runs, and of slow tests that don't rotate in what they do in their own process; if
+    they are marked ``measured``, also in the processes that they start.
     """
     is_default_set = config.getoption("--default-set")
     if not (is_default_set or config.getoption("--rotate")):
         return
     taken = _select(items, config.getoption("--slice"), is_default_set=is_default_set)
-    measured = (
-        set(_select(items, 0, is_default_set=True)) if config.pluginmanager.has_plugin("pytest_cov") else set(items)
-    )
+    has_coverage = config.pluginmanager.has_plugin("pytest_cov")
+    measured = set(_select(items, _MEASURED, is_default_set=True) if has_coverage else items)
     for item in taken:
         if item not in measured and any(map(item.get_closest_marker, _SLICES)):
             item.add_marker("no_cover")
@@ -147,7 +148,9 @@ def _select(items: Sequence[pytest.Item], chosen: int, *, is_default_set: bool) 
     for item in items:
         slices = _slices_of(item, is_default_set=is_default_set)
         dealt = item.nodeid.partition("[")[0], slices
-        if slices and (crc32(dealt[0].encode()) + counts[dealt]) % slices == chosen % slices:
+        may_be_measured = not is_default_set and item.get_closest_marker("slow") is None
+        numbers = (chosen, _MEASURED) if may_be_measured else (chosen,)
+        if slices and (crc32(dealt[0].encode()) + counts[dealt]) % slices in [number % slices for number in numbers]:
             selected.append(item)
         counts[dealt] += 1
     return selected
@@ -155,12 +158,13 @@ def _select(items: Sequence[pytest.Item], chosen: int, *, is_default_set: bool) 
 
 def _slices_of(item: pytest.Item, *, is_default_set: bool) -> int:
     """The number of slices that tests like this one are dealt into: 1 if all of them run, 0 if none does."""
+    marks = {mark for mark in _SLICES if item.get_closest_marker(mark)}
     is_slow = item.get_closest_marker("slow") is not None
-    if is_slow and is_default_set:
-        return 0
-    if not (is_slow or is_default_set):
-        return 1
-    return max([slices for mark, slices in _SLICES.items() if item.get_closest_marker(mark)], default=1)
+    if is_default_set:
+        return 0 if is_slow else max((_SLICES[mark] for mark in marks), default=1)
+    if is_slow:
+        return max((_SLICES[mark] * _SLOW_FACTOR for mark in marks), default=1)
+    return max(map(_SLICES.__getitem__, marks)) if "rotating" in marks else 1
 
 
 def _number_of_commits() -> int:

@@ -25,6 +25,7 @@ from datafetch.fetch import FetchPolicy
 from datafetch.model.outcome import OK
 from datafetch.process.child import child_command
 
+ITERATION = "benchmarks.fetch.client_fetch_images"
 MULTI = "benchmarks.fetch.client_libcurl_select"
 MULTI_SOCKET = "benchmarks.fetch.client_libcurl_epoll"
 FAILED = "failed"

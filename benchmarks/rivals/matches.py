@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from benchmarks.rivals.contestants import (
+    ITERATION,
     MULTI,
     MULTI_SOCKET,
     Contestant,
@@ -81,7 +82,7 @@ def _fetching(tools: Tools) -> list[Contestant]:
 
 
 def _fetching_with_daft(tools: Tools) -> list[Contestant]:
-    return [*_fetching(tools), tools.daft]
+    return [*_fetching(tools), FetchClient("datafetch, fetch_images", ITERATION), tools.daft]
 
 
 def _encoding(tools: Tools) -> list[Contestant]:

@@ -90,7 +90,28 @@ def test_pictures_have_the_bytes_of_the_snippet() -> None:
 
 ROWS = zlib.decompress(of_rows(random_rows(random.Random(2), (8, 6), 3), (8, 6))[41:-16])
 DATA = zlib.compress(ROWS)
+IMAGE, END = chunk(b"IDAT", DATA), chunk(b"IEND", b"")
+SMALL_HEADER = chunk(b"IHDR", struct.pack(">IIBBBBB", 8, 6, 8, RGB, 0, 0, 0))
+
+
+def behind_header(*parts: bytes) -> bytes:
+    """Create a PNG of 8 × 6 pixels with chunks between its header and its pixels."""
+    return b"".join((SIGNATURE, SMALL_HEADER, *parts, IMAGE, END))
+
+
+def frame_control(width: int, height: int, top: int) -> bytes:
+    """Create the chunk that says which part of an animation's canvas comes next."""
+    return chunk(b"fcTL", struct.pack(">IIIIIHHBB", 0, width, height, 0, top, 1, 1, 0, 0))
+
+
 LEFT_TO_PILLOW = {
+    "a text by which Pillow takes it for interlaced": behind_header(chunk(b"tEXt", b"interlace\0yes")),
+    "a frame of an animation that is none": behind_header(frame_control(8, 3, 3)),
+    "a narrow frame of an animation that is none": behind_header(frame_control(4, 3, 0)),
+    "pixels of an animation that is none": behind_header(
+        frame_control(8, 6, 0), chunk(b"fdAT", struct.pack(">I", 1) + zlib.compress(bytes(150)))
+    ),
+    "an end in front of the pixels": behind_header(END),
     "grey": saved(PICTURE.convert("L"), "PNG"),
     "palette": saved(PICTURE.quantize(16), "PNG"),
     "grey and alpha": saved(PICTURE.convert("LA"), "PNG"),
@@ -107,7 +128,7 @@ LEFT_TO_PILLOW = {
     "fewer rows": of_rows(ROWS[:-25], (8, 6)),
     "bytes behind the data": of_data(DATA + b"more", (8, 6)),
     "no filter of that number": of_rows(b"\5" + ROWS[1:], (8, 6)),
-    "another header": PNG[:33] + PNG[8:33] + PNG[33:],
+    "another header": PNG[:33] + SMALL_HEADER + PNG[33:],
     "many chunks": of_rows(random_rows(random.Random(3), (200, 133), 3), (200, 133), level=0, data_chunks=1 << 17),
     "not a PNG": saved(PICTURE, "JPEG"),
 }
@@ -119,6 +140,39 @@ def test_all_else_is_left_to_pillow(kind: str) -> None:
     body = LEFT_TO_PILLOW[kind]
     assert decoded(body) is None
     assert_as_the_snippet(body)
+
+
+@needs_kornia
+def test_texts_in_front_of_the_pixels_have_the_influence_that_they_have_in_pillow() -> None:
+    """Pillow keeps texts under the names of its own settings, some of which change or break what it decodes."""
+    for name in (b"interlace", b"bbox", b"default_image", b"dpi", b"comment", b"transparency", b"icc_profile", b"exif"):
+        for text in (chunk(b"tEXt", name + b"\0yes"), chunk(b"zTXt", name + b"\0\0" + zlib.compress(b"1"))):
+            assert_as_the_snippet(behind_header(text))
+            assert_as_the_snippet(behind_header(text, text))
+
+
+@needs_kornia
+def test_where_memory_is_short_pillow_decodes() -> None:
+    """With too little of it for another decoder, the image arrives as with enough."""
+    program = """
+import os, resource, sys
+from datafetch.model.outcome import Encoded
+from datafetch.transcode.codec import transcode
+from datafetch.transcode.image import rust_png
+from datafetch.transcode.spec import ImageSpec
+body = sys.stdin.buffer.read()
+rust_png.gives_pillows_pixels()
+taken_bytes = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+for spare_mib in (140, 180, 220, 400):
+    pid = os.fork()
+    if not pid:
+        resource.setrlimit(resource.RLIMIT_AS, (taken_bytes + (spare_mib << 20),) * 2)
+        os._exit(0 if isinstance(transcode(body, ImageSpec()), Encoded) else 1)
+    assert os.waitpid(pid, 0)[1] == 0, spare_mib
+"""
+    side_px = 4096
+    body = of_rows((b"\4" + bytes(4 * side_px)) * side_px, (side_px, side_px), RGBA, level=1)
+    subprocess.run([sys.executable, "-c", program], input=body, check=True, timeout=120)
 
 
 def test_very_large_pngs_are_left_to_pillow() -> None:

@@ -15,13 +15,13 @@ CHUNK_HEADER = struct.Struct(">I4s")  # length and type; the content and a check
 CRC_BYTES = 4
 
 
-def chunks(png: bytes) -> Iterator[tuple[bytes, int, int]]:
+def chunks(png: bytes, offset: int = len(SIGNATURE)) -> Iterator[tuple[bytes, int, int]]:
     """Yield the type, start and end of each chunk of a PNG, with its header and its checksum; the last may be cut off.
 
     Args:
         png: The file, or what claims to be one.
+        offset: Where the first of them starts.
     """
-    offset = len(SIGNATURE)
     while offset < len(png):
         length, name = CHUNK_HEADER.unpack(png[offset : offset + CHUNK_HEADER.size].ljust(CHUNK_HEADER.size, b"\0"))
         end = min(len(png), offset + CHUNK_HEADER.size + length + CRC_BYTES)

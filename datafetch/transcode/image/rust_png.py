@@ -1,18 +1,20 @@
 """Colour PNGs decoded by the Rust crate ``png``, in kornia-rs: Pillow undoes the filters of their rows byte by byte.
 
 Theory of operation: the crate has a decompressor of its own, which ignores the checksum of what it decompresses. So
-zlib-ng decompresses, as in Pillow, and the crate gets the rows as a PNG that is not compressed. That takes less time
-than if the crate decompressed the file, and was checked in addition.
+zlib-ng decompresses, as in Pillow, and the crate gets the rows as a PNG that is not compressed. That is faster than
+letting the crate decompress the file, and checking the checksum separately.
 
 Rules: kornia-rs is optional, and used only if it was found to give Pillow's pixels in this very environment. It gets
-nothing of a file but its rows, after Pillow has opened it. What is damaged or odd in any way is left to Pillow, which
-decides whether the image fails, and why. Pixels are bounded, so that decoding an image twice fits into the time that
-one may take.
+nothing of a file but its rows, and only what Pillow has found in the file decides which these are. What is damaged or
+odd in any way is left to Pillow, which decides whether the image fails, and why. Pixels are bounded, so that decoding
+an image twice fits into the time that one may take; and where memory is short, Pillow decodes, which needs less.
 """
 
 from __future__ import annotations
 
 import functools
+import itertools
+import mmap
 import struct
 import zlib
 from collections.abc import Iterator
@@ -34,7 +36,9 @@ _FILTERS = 5
 _ZLIB_HEADER = b"\x78\x01"
 _BLOCK = struct.Struct("<BHH")
 _MAX_BLOCK_BYTES = (1 << 16) - 1
-_ADLER32_BYTES = 4
+# Of the rows, beside them: the PNG that is made of them, what the crate makes of it, and that as an array and an image.
+_MEMORY_FACTOR = 4
+_SPARE_BYTES = 32 << 20
 _PROBE_SIZES_PX = ((1, 1), (37, 21), (1, 9), (16, 16))
 
 
@@ -47,9 +51,6 @@ def decode_colour_png(source: ImageFile.ImageFile, body: bytes) -> Image.Image |
 
     Returns:
         The pixels as ``source.convert("RGB")`` gives them; None if Pillow must decode it.
-
-    Raises:
-        MemoryError: There is not enough memory for the pixels.
     """
     width_px, height_px = source.size
     if source.format != "PNG" or source.mode not in _COLOUR_TYPES or width_px * height_px > _MAX_PIXELS:
@@ -76,37 +77,51 @@ def gives_pillows_pixels() -> bool:
 def _decode(source: ImageFile.ImageFile, body: bytes) -> Image.Image | None:
     from kornia_rs.io import decode_image_png_u8  # noqa: PLC0415 - as in gives_pillows_pixels()
 
-    rows = _filtered_rows(source, body)
-    if rows is None:
-        return None
     width_px, height_px = source.size
     try:
+        rows = _filtered_rows(source, body)
+        if rows is None or not _has_memory(_MEMORY_FACTOR * len(rows) + _SPARE_BYTES):
+            return None
         stored = _stored(rows, _header(source.size, source.mode))
         pixels = decode_image_png_u8(stored, (height_px, width_px), source.mode.lower())
-    except MemoryError:
-        raise
+        image = Image.frombuffer(source.mode, source.size, pixels, "raw", source.mode, 0, 1)
+        image.info = source.info
+        return image if image.mode == "RGB" else image.convert("RGB")
     except Exception:  # noqa: BLE001 - it raises that very class
         return None
-    image = Image.frombuffer(source.mode, source.size, pixels, "raw", source.mode, 0, 1)
-    image.info = source.info
-    return image if image.mode == "RGB" else image.convert("RGB")
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":  # by which PyO3 passes on that a Rust program has given up
+            raise
+        return None
+
+
+def _has_memory(size_bytes: int) -> bool:
+    """Return whether so much memory could be allocated: where it can't, Rust ends or stops the process."""
+    try:
+        mmap.mmap(-1, size_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS).close()
+    except OSError:
+        return False
+    return True
 
 
 def _filtered_rows(source: ImageFile.ImageFile, body: bytes) -> bytes | None:
-    """Return the rows of a PNG as they were before they were compressed; None if something is odd about the file."""
+    """Return the rows of a PNG as they were before they were compressed; None if something is odd about the file.
+
+    What Pillow has found decides where they are: texts and chunks of animations in front of them have an influence.
+    """
+    if len(source.tile) != 1 or getattr(source, "is_animated", False) or source.info.get("interlace"):
+        return None
+    codec, extents, offset, mode = source.tile[0]
+    if (codec, extents, mode) != ("zip", (0, 0, *source.size), source.mode):  # another mode at 16 bits
+        return None
     content = memoryview(body)
     data: list[memoryview] = []
-    for number, (name, start, end) in enumerate(chunks(body)):
-        if number == _MAX_CHUNKS or (number == 0) is not (name == b"IHDR"):
-            return None
+    for name, start, end in itertools.islice(chunks(body, offset - CHUNK_HEADER.size), _MAX_CHUNKS):
         inner = content[start + CHUNK_HEADER.size : end - CRC_BYTES]
-        if name == b"IDAT":
-            data.append(inner)
-        elif data:
+        if name != b"IDAT":
             # Behind the pixels Pillow reads what may follow, such as texts, and may refuse the file for it.
-            return _inflated(b"".join(data), source) if name == b"IEND" and not inner else None
-        elif name == b"acTL" or (number == 0 and inner != _header(source.size, source.mode)):  # animated, or interlaced
-            return None
+            return _inflated(b"".join(data), source) if data and name == b"IEND" and not inner else None
+        data.append(inner)
     return None
 
 
@@ -123,14 +138,13 @@ def _inflated(compressed: bytes, source: ImageFile.ImageFile) -> bytes | None:
 
 
 def _stored(rows: bytes, header: bytes) -> bytes:
-    """Return a PNG of rows that are not compressed: a chunk of blocks of 64 KB, without the checksum behind them."""
+    """Return a PNG of rows that are not compressed: blocks of 64 KB, without a checksum behind them."""
     content = memoryview(rows)
     pieces: list[bytes | memoryview] = [b"IDAT", _ZLIB_HEADER]
     for start in range(0, len(rows), _MAX_BLOCK_BYTES):
         block = content[start : start + _MAX_BLOCK_BYTES]
         is_last = start + len(block) == len(rows)
         pieces += (_BLOCK.pack(is_last, len(block), len(block) ^ 0xFFFF), block)
-    pieces.append(bytes(_ADLER32_BYTES))
     length = sum(map(len, pieces)) - len(b"IDAT")
     checksum = functools.reduce(lambda crc, piece: crc32(piece, crc), pieces, 0)
     before = SIGNATURE + chunk(b"IHDR", header) + length.to_bytes(4, "big")

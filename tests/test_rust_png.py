@@ -5,6 +5,7 @@ import struct
 import subprocess
 import sys
 import zlib
+from importlib.util import find_spec
 from io import BytesIO
 
 import numpy as np
@@ -12,9 +13,10 @@ import pytest
 from bodies import chunk, png, recipe, saved
 from PIL import Image
 from pool_codecs import optional_decoders
+from snippet import assert_as_the_snippet, assert_same_without
 
 from datafetch.demo.pictures import paint
-from datafetch.model.outcome import Encoded, Failure, FailureKind
+from datafetch.model.outcome import Encoded
 from datafetch.transcode import Transcoder
 from datafetch.transcode.codec import transcode
 from datafetch.transcode.image import rust_png
@@ -58,6 +60,11 @@ def random_rows(rng: random.Random, size_px: tuple[int, int], channels: int) -> 
     """Make rows of random bytes, each with one of the five filters."""
     width, height = size_px
     return b"".join(bytes([rng.randrange(5)]) + rng.randbytes(width * channels) for _ in range(height))
+
+
+def test_kornia_agrees_where_it_is_installed() -> None:
+    """Otherwise all other tests would be skipped."""
+    assert rust_png.gives_pillows_pixels() is (find_spec("kornia_rs") is not None)
 
 
 @needs_kornia
@@ -202,19 +209,7 @@ def test_damaged_pngs_have_the_outcomes_of_the_snippet() -> None:
 
 def test_without_kornia_the_bytes_are_the_same() -> None:
     """An installation without it gives the same JPEG, by Pillow alone."""
-    program = """
-import sys
-sys.modules["kornia_rs"] = None  # importing it fails
-from datafetch.transcode.codec import transcode
-from datafetch.transcode.image.rust_png import gives_pillows_pixels
-from datafetch.transcode.spec import ImageSpec
-assert not gives_pillows_pixels()
-sys.stdout.buffer.write(transcode(sys.stdin.buffer.read(), ImageSpec()).jpeg)
-"""
-    without = subprocess.run([sys.executable, "-c", program], input=PNG, stdout=subprocess.PIPE, check=True).stdout
-    outcome = transcode(PNG, ImageSpec())
-    assert isinstance(outcome, Encoded)
-    assert outcome.jpeg == without
+    assert_same_without("kornia_rs", "rust_png", PNG)
 
 
 @pytest.mark.rotating
@@ -229,16 +224,3 @@ async def test_workers_have_it_before_their_first_image() -> None:
         outcome = await transcoder(PNG)
     assert isinstance(outcome, Encoded)
     assert outcome.jpeg == recipe(PNG, None)
-
-
-def assert_as_the_snippet(body: bytes) -> None:
-    """Check that an image fails if the snippet raises, and else has the snippet's bytes."""
-    outcome = transcode(body, ImageSpec(repairs_png=False))
-    try:
-        expected = recipe(body, None)
-    except Exception:  # noqa: BLE001 - the snippet raises anything
-        assert isinstance(outcome, Failure)
-        assert outcome.kind in {FailureKind.TRUNCATED, FailureKind.CORRUPT}
-    else:
-        assert isinstance(outcome, Encoded)
-        assert outcome.jpeg == expected

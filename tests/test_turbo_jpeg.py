@@ -1,8 +1,6 @@
 """Colour JPEGs that simplejpeg decodes have the bytes of the recipe's snippet, and all others are left to Pillow."""
 
 import itertools
-import subprocess
-import sys
 from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
@@ -12,9 +10,10 @@ import pytest
 from bodies import exif, recipe, saved, with_segment
 from PIL import Image, features
 from pool_codecs import optional_decoders
+from snippet import assert_as_the_snippet, assert_same_without
 
 from datafetch.demo.pictures import paint
-from datafetch.model.outcome import Encoded, Failure, FailureKind
+from datafetch.model.outcome import Encoded
 from datafetch.transcode import Transcoder
 from datafetch.transcode.codec import transcode
 from datafetch.transcode.image import turbo_jpeg
@@ -166,19 +165,7 @@ def test_a_jpeg_that_is_shrunk_is_decoded_by_pillow() -> None:
 
 def test_without_simplejpeg_the_bytes_are_the_same() -> None:
     """An installation without it gives the same JPEG, by Pillow alone."""
-    program = """
-import sys
-sys.modules["simplejpeg"] = None  # importing it fails
-from datafetch.transcode.codec import transcode
-from datafetch.transcode.image.turbo_jpeg import gives_pillows_pixels
-from datafetch.transcode.spec import ImageSpec
-assert not gives_pillows_pixels()
-sys.stdout.buffer.write(transcode(sys.stdin.buffer.read(), ImageSpec()).jpeg)
-"""
-    without = subprocess.run([sys.executable, "-c", program], input=JPEG, stdout=subprocess.PIPE, check=True).stdout
-    outcome = transcode(JPEG, ImageSpec())
-    assert isinstance(outcome, Encoded)
-    assert outcome.jpeg == without
+    assert_same_without("simplejpeg", "turbo_jpeg", JPEG)
 
 
 @pytest.mark.rotating
@@ -189,16 +176,3 @@ async def test_workers_have_it_before_their_first_image() -> None:
         outcome = await transcoder(b"any")
     assert isinstance(outcome, Encoded)
     assert b"simplejpeg loaded, compared 1 time" in outcome.jpeg
-
-
-def assert_as_the_snippet(body: bytes) -> None:
-    """Check that an image fails if the snippet raises, and else has the snippet's bytes."""
-    outcome = transcode(body, ImageSpec())
-    try:
-        expected = recipe(body, None)
-    except Exception:  # noqa: BLE001 - the snippet raises anything
-        assert isinstance(outcome, Failure)
-        assert outcome.kind in {FailureKind.TRUNCATED, FailureKind.CORRUPT}
-    else:
-        assert isinstance(outcome, Encoded)
-        assert outcome.jpeg == expected

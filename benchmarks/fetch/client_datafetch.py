@@ -5,25 +5,16 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator
 
-import uvloop
-
-from benchmarks.fetch.subprocess_client import Stopwatch, Tally, Workload, client_main
+from benchmarks.fetch.subprocess_client import Stopwatch, Tally, Workload
+from benchmarks.fetch.uvloop_client import uvloop_main
 from datafetch.engine.sample_tasks import TASKS_PER_CONNECTION
 from datafetch.fetch import Fetcher, Limiter
 from datafetch.model.outcome import OK, Body
-from datafetch.process.allocator import collect_garbage_rarely, return_freed_memory
 
 
 def main() -> None:
-    """Fetch the workload under uvloop, with the settings of the command."""
-    return_freed_memory()
-    collect_garbage_rarely()
-    client_main(_fetch_all)
-
-
-def _fetch_all(workload: Workload) -> Tally:
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(_drive(workload))
+    """Fetch the workload."""
+    uvloop_main(_drive)
 
 
 async def _drive(workload: Workload) -> Tally:

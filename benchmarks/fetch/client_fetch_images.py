@@ -2,26 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
-
-import uvloop
-
-from benchmarks.fetch.subprocess_client import Stopwatch, Tally, Workload, client_main
+from benchmarks.fetch.subprocess_client import Stopwatch, Tally, Workload
+from benchmarks.fetch.uvloop_client import uvloop_main
 from datafetch import BodyCheck, Encoding, ImageSpec, fetch_images
 from datafetch.model.outcome import OK
-from datafetch.process.allocator import collect_garbage_rarely, return_freed_memory
 
 
 def main() -> None:
-    """Fetch the workload under uvloop, with the settings of the command."""
-    return_freed_memory()
-    collect_garbage_rarely()
-    client_main(_fetch_all)
-
-
-def _fetch_all(workload: Workload) -> Tally:
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(_iterate(workload))
+    """Iterate over the images of the workload."""
+    uvloop_main(_iterate)
 
 
 async def _iterate(workload: Workload) -> Tally:

@@ -37,7 +37,7 @@ _URL_STARTS = ("http://", "https://", "//")
 _LEAST_SHARE = 0.1  # of the first values of a single column
 _MAX_SHOWN_NAMES = 30
 _MAX_SHOWN_CHARS = 40
-_MAX_COMPARED_NAMES = 1000
+_MAX_COMPARED_NAMES = 1000  # in some milliseconds
 _MAX_LIST_BYTES = 256 << 20  # of memory; text of 64 MiB can become two gigabytes of empty lists
 
 

@@ -26,8 +26,8 @@ from zlib_ng import zlib_ng
 from datafetch.model.checksum import crc32
 from datafetch.transcode.image.png_chunks import CHUNK_HEADER, CRC_BYTES, SIGNATURE, chunk, chunks
 
-_MAX_PIXELS = 1 << 24
-_MAX_CHUNKS = 1 << 16
+_MAX_PIXELS = 1 << 24  # of which Pillow decodes any in a second or two
+_MAX_CHUNKS = 1 << 16  # each costs a microsecond; usual are some hundred
 _HEADER = struct.Struct(">II5B")  # width, height, depth, colour type, compression, filters, interlacing
 _COLOUR_TYPES = {"RGB": 2, "RGBA": 6}
 _BITS = 8
@@ -38,7 +38,7 @@ _BLOCK = struct.Struct("<BHH")
 _MAX_BLOCK_BYTES = (1 << 16) - 1
 # Of the rows, beside them: the PNG that is made of them, what the crate makes of it, and that as an array and an image.
 _MEMORY_FACTOR = 4
-_SPARE_BYTES = 32 << 20
+_SPARE_BYTES = 32 << 20  # for whatever the crate and numpy hold besides
 _PROBE_SIZES_PX = ((1, 1), (37, 21), (1, 9), (16, 16))
 
 
